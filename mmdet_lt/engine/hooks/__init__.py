@@ -1,0 +1,1 @@
+"""Hooks; `mmdet_lt.engine` imports them all."""

@@ -1,0 +1,53 @@
+"""Compare the class counts of model, loss and data set before the first iteration."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mmdet_lt.errors import InputError
+from mmdet_lt.statistics import ClassStatistics
+
+
+def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
+    """Every head with a classification loss must have as many classes as the data set.
+
+    Also refuses a dense head whose classifier has a background column next to one of our sigmoid
+    losses: that happens when ``use_sigmoid=True`` is not written in the config, the only place
+    where such heads look.
+
+    Raises:
+        InputError: With the counts of head, loss and data set and the config keys.
+    """
+    for name, head in model.named_modules():
+        loss = getattr(head, 'loss_cls', None)
+        if 'rpn_head' in name.split('.') or not isinstance(loss, nn.Module):
+            continue
+        in_head = getattr(head, 'num_classes', None)
+        in_loss = getattr(loss, 'given_num_classes', getattr(loss, 'num_classes', None))
+        if not isinstance(in_head, int):
+            continue
+        if in_head != stats.num_classes or (in_loss is not None and in_loss != in_head):
+            key = config_key(name)
+            loss_part = f'`{key}.loss_cls.num_classes` is {in_loss}'
+            if in_loss is None:
+                loss_part = f'`{key}.loss_cls` ({type(loss).__name__}) has no count of its own'
+            raise InputError(
+                f'class counts disagree: `{key}.num_classes` is {in_head}, {loss_part}, the '
+                f'classes of `train_dataloader.dataset` ({stats.source}) are {stats.num_classes}: '
+                'make them equal.'
+            )
+        width = getattr(head, 'cls_out_channels', None)
+        if hasattr(loss, 'set_class_statistics') and width is not None and width != in_head:
+            raise InputError(
+                f'the classifier of `{config_key(name)}` has {width} columns for {in_head} classes, '
+                f'{type(loss).__name__} needs {in_head}: write '
+                f'`{config_key(name)}.loss_cls.use_sigmoid=True` in the config.'
+            )
+
+
+def config_key(module_name: str) -> str:
+    """Config key of a module: ``roi_head.bbox_head.0`` is ``model.roi_head.bbox_head[0]``."""
+    key = 'model'
+    for part in module_name.split('.'):
+        key += f'[{part}]' if part.isdigit() else f'.{part}'
+    return key

@@ -1,0 +1,194 @@
+"""Give every loss the class statistics of the training set, and keep running statistics in step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from mmdet_lt.engine.hooks.class_counts import check_class_counts
+from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses.running import RunningStatistics, flush
+from mmdet_lt.registry import HOOKS
+from mmdet_lt.statistics import GROUPS, ClassStatistics
+
+
+def statistics_users(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of every module with the marker method, RPN excluded.
+
+    The RPN has one class of its own, whatever the data set holds.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, 'set_class_statistics') and 'rpn_head' not in name.split('.'):
+            yield name, module
+
+
+@HOOKS.register_module()
+class ClassStatisticsHook(Hook):
+    """Inject class statistics, check class counts, set prior biases, drive running statistics.
+
+    Before anything is trained it counts the classes of ``train_dataloader.dataset`` on rank 0,
+    shares the result, and compares the class counts of model, loss and data set. Losses with
+    ``prior_prob`` get the bias ``-log((1 - π) / π)`` in their RoI head's initialisation (a loaded
+    checkpoint still wins). Static statistics are written again after a checkpoint was loaded; on
+    resume they must equal those of the checkpoint. Running statistics are never touched on resume.
+    Their increments are summed over ranks and applied once per optimiser step.
+
+    Args:
+        class_statistics: Annotation file, statistics file or dict to use in place of the training
+            set's own counts.
+        thresholds: ``(a, b)``: rare up to ``a`` images, common up to ``b``.
+        reset_running: Forget running statistics of a loaded checkpoint when training starts (not
+            on resume), for a second stage on other data.
+        interval: Every so many iterations the ratio of positive to negative gradients of each
+            frequency group is logged as ``grad_ratio_r/c/f``; 0 switches it off.
+
+    Raises:
+        InputError: Class counts disagree, or the statistics are of another data set.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(
+        self,
+        class_statistics: Any = None,
+        thresholds: tuple[int, int] | None = None,
+        reset_running: bool = False,
+        interval: int = 50,
+    ) -> None:
+        self.source = class_statistics
+        self.thresholds = None if thresholds is None else tuple(thresholds)
+        self.reset_running = reset_running
+        self.interval = interval
+        self.statistics: ClassStatistics | None = None
+        self._running: list[RunningStatistics] = []
+
+    # ---- set-up ----------------------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        """Count, compare and inject before weights are initialised or loaded."""
+        # Asking for `runner.train_dataloader` would build it, so a test run must not.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        dataset = runner.train_dataloader.dataset
+        self.statistics = self._shared_statistics(dataset)
+        model = _bare(runner.model)
+        check_class_counts(model, self.statistics)
+        for name, module in statistics_users(model):
+            _set_prior_bias(model, name, module)
+            module.set_class_statistics(self.statistics)
+        print_log(f'{self.statistics} from {self.statistics.source}', logger='current')
+
+    def _shared_statistics(self, dataset: Any) -> ClassStatistics:
+        """Count on rank 0 only; every rank gets the result or raises the same error."""
+        shared: list[Any] = [None]
+        if get_dist_info()[0] == 0:
+            try:
+                stats = ClassStatistics.from_dataset(dataset, self.thresholds)
+                if self.source is not None:
+                    given = ClassStatistics.from_any(
+                        self.source, self.thresholds, 'ClassStatisticsHook.class_statistics'
+                    )
+                    stats = given.align(stats.classes, 'ClassStatisticsHook.class_statistics')
+                shared = [stats]
+            except InputError as error:
+                shared = [error]
+        broadcast_object_list(shared, src=0)
+        if isinstance(shared[0], InputError):
+            raise shared[0]
+        return shared[0]
+
+    def before_train(self, runner: Runner) -> None:
+        """Write static statistics over those of a checkpoint; take over the running ones."""
+        model = _bare(runner.model)
+        for name, module in statistics_users(model):
+            before = {key: value.clone() for key, value in module.named_buffers()}
+            module.set_class_statistics(self.statistics)
+            if runner._resume:
+                _check_unchanged(name, module, before)
+            elif self.reset_running and isinstance(module, RunningStatistics):
+                module.reset_running()
+        self._running = [m for m in model.modules() if isinstance(m, RunningStatistics)]
+        for module in self._running:
+            module.step_driven = True
+            module.to(next(model.parameters()).device)
+        self._warn_about_buffers(runner)
+
+    def _warn_about_buffers(self, runner: Runner) -> None:
+        for hook in runner.hooks:
+            averages = getattr(hook, 'ema_cfg', None) or {}
+            if self._running and averages.get('update_buffers'):
+                print_log(
+                    'EMAHook averages the running statistics of the loss (update_buffers=True): '
+                    'its checkpoints hold averaged gradient sums.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+
+    # ---- every iteration -------------------------------------------------------------------
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Apply the increments of a finished optimiser step."""
+        if not self._running:
+            return
+        # While gradients accumulate the step is not over: all its batches see the same weights.
+        should_update = getattr(runner.optim_wrapper, 'should_update', None)
+        if should_update is None or should_update():
+            flush(self._running)
+        if self.interval and (runner.iter + 1) % self.interval == 0:
+            self._log_ratio(runner)
+
+    def _log_ratio(self, runner: Runner) -> None:
+        losses = [m for m in self._running if hasattr(m, 'pos_grad') and hasattr(m, 'neg_grad')]
+        if not losses:
+            return
+        sums = torch.stack([torch.stack([m.pos_grad, m.neg_grad]) for m in losses]).sum(0).cpu()
+        for group in GROUPS:
+            index = torch.as_tensor(self.statistics.group_index(group))
+            if len(index):
+                pos, neg = sums[:, index].sum(1).tolist()
+                # RuntimeInfoHook logs under `train/`; so the value reaches every backend.
+                runner.message_hub.update_scalar(f'train/grad_ratio_{group}', pos / (neg + 1e-10))
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the losses back their own stepping."""
+        for module in self._running:
+            module.step_driven = False
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _set_prior_bias(model: nn.Module, name: str, loss: nn.Module) -> None:
+    """Add the prior bias of an RoI classifier to its head's initialisation.
+
+    An entry that overrides ``fc_cls`` alone keeps the other defaults of the head; passing
+    ``init_cfg`` in the config would replace them all.
+    """
+    prior = getattr(loss, 'prior_prob', None)
+    head = model.get_submodule(name.rpartition('.')[0])
+    if prior is None or getattr(loss, 'context', '') != 'roi' or not hasattr(head, 'fc_cls'):
+        return
+    entries = head.init_cfg or []
+    entries = list(entries) if isinstance(entries, (list, tuple)) else [entries]
+    override = dict(type='Normal', std=0.01, bias_prob=prior, override=dict(name='fc_cls'))
+    head.init_cfg = [*entries, override]
+
+
+def _check_unchanged(name: str, module: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    for key, value in module.named_buffers():
+        if key in before and not torch.equal(before[key].to(value.device), value):
+            raise InputError(
+                f'the checkpoint was trained with other class statistics than the training set has '
+                f'now (buffer `{name}.{key}` differs): resume with the same '
+                '`train_dataloader.dataset`, or start a new run with `load_from`.'
+            )

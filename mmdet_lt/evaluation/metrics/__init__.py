@@ -1,0 +1,1 @@
+"""Metrics, one per file; `mmdet_lt.evaluation` imports them all."""

@@ -1,0 +1,109 @@
+r"""Equalization loss (EQL).
+
+Paper: Tan et al., *Equalization Loss for Long-Tailed Object Recognition*, CVPR 2020,
+https://arxiv.org/abs/2003.05176. Authors' code: https://github.com/tztztztztz/eql.detectron2.
+
+.. math::
+    L = \frac{1}{A} \sum_i s_i \sum_j w_{ij}\,\mathrm{BCE}(z_{ij}, t_{ij}), \qquad
+    w_{ij} = 1 - E_i\, T_\lambda(f_j)\, (1 - t_{ij})
+
+where ``E_i`` is 1 for a foreground row, ``T_λ(f_j)`` is 1 when the image frequency ``f_j`` of the
+class is below ``lambda_``, ``s_i`` is ``weight`` and ``A`` is ``avg_factor``. Foreground rows of
+other classes thus no longer push tail classes down; background rows still do.
+
+Differs from the authors' code: ``weight``, ``avg_factor`` and ``reduction_override`` are honoured
+(MMDetection's RoI heads pass the number of rows, which is the authors' divisor), frequencies are a
+buffer and come from the training set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses.base import LongTailLoss
+from mmdet_lt.ops.sigmoid import sigmoid_loss_entries, weighted_sigmoid_loss
+from mmdet_lt.registry import MODELS
+from mmdet_lt.statistics import ClassStatistics
+
+
+def equalization_loss(
+    z: Tensor, label: Tensor, tail: Tensor, row_weight: Tensor | None = None
+) -> Tensor:
+    """Summed equalization loss.
+
+    Args:
+        z: Logits, (N, C), any floating dtype.
+        label: Class of each row, (N,) int64; outside ``[0, C)``: background.
+        tail: 1 for tail classes (``f_j < λ``), else 0, (C,).
+        row_weight: ``s_i``, (N,).
+
+    Returns:
+        Sum over rows and columns, 0-d.
+    """
+    ones = torch.ones_like(tail)
+    return weighted_sigmoid_loss(z, label, ones, 1 - tail, ones, row_weight)[0]
+
+
+@MODELS.register_module()
+class EQLLoss(LongTailLoss):
+    """Equalization loss, see the formula above.
+
+    Args:
+        lambda_: Frequency threshold λ, a fraction of the annotated images. 1.1e-3 for LVIS v1
+            (815 tail classes), 1.77e-3 for LVIS v0.5.
+        prior_prob: π the classifier of an RoI head starts from, paper 0.001.
+        kwargs: Arguments of :class:`LongTailLoss`.
+
+    Shapes: logits (N, C) without a background column, labels (N,), ``weight`` (N,) or (N, C).
+    """
+
+    layout = 'classes'
+    state_names = ('tail',)
+
+    def __init__(
+        self, lambda_: float = 0.0011, prior_prob: float | None = 0.001, **kwargs: Any
+    ) -> None:
+        if not 0 <= lambda_ <= 1:
+            raise InputError(
+                f'`loss_cls.lambda_` of EQLLoss is a fraction of images in [0, 1], found {lambda_}.'
+            )
+        self.lambda_ = lambda_
+        super().__init__(prior_prob=prior_prob, **kwargs)
+
+    def size_buffers(self, num_classes: int) -> None:
+        # NaN marks "never set": a checkpoint or the statistics replace it.
+        self.register_buffer('tail', torch.full((num_classes,), float('nan')))
+        self._has_tail = False
+
+    def take_statistics(self, stats: ClassStatistics) -> None:
+        tail = torch.as_tensor(stats.image_frequency < self.lambda_, dtype=torch.float32)
+        self.tail = tail.to(self.tail.device)
+        self._has_tail = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f'{prefix}tail' in state_dict:
+            self._has_tail = bool(torch.isfinite(state_dict[f'{prefix}tail']).all())
+
+    def _check_ready(self) -> None:
+        if not self._has_tail:
+            raise InputError(
+                'EQLLoss has no class statistics: add '
+                "`custom_hooks=[dict(type='mmdet_lt.ClassStatisticsHook')]` or give "
+                '`loss_cls.class_statistics` an annotation or statistics file.'
+            )
+
+    def loss_sum(self, z, label, row_weight, count) -> Tensor:
+        self._check_ready()
+        return equalization_loss(z, label, self.tail, row_weight)
+
+    def loss_entries(self, z, target, is_fg, weight, count) -> Tensor:
+        self._check_ready()
+        entry_weight = 1 - is_fg[:, None].to(target.dtype) * self.tail * (1 - target)
+        if weight is not None:
+            entry_weight = entry_weight * weight
+        return sigmoid_loss_entries(z, target, entry_weight)

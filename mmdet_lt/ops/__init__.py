@@ -1,0 +1,1 @@
+"""Loss and sampling kernels in pure torch: imports neither mmdet, mmcv nor mmengine."""

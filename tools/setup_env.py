@@ -1,0 +1,279 @@
+"""Make the Python environment that this checkout needs; uses the standard library only.
+
+The active environment is completed when it holds torch, else ``.venv`` is created. Run it with
+``make setup``. The choices are explained in docs/installation.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import setup_checks as checks
+from setup_checks import ROOT, VENV, Stop
+
+STEP = re.compile(r'^\s*(Collecting|Downloading|Building wheel|Installing collected)(.*)')
+NINJA = re.compile(r'^\[(\d+)/(\d+)\]')
+
+
+class Log:
+    """Prints steps with the elapsed time; the full output of the commands goes to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.start, self.tty = path, time.monotonic(), sys.stdout.isatty()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{sys.version}\n', encoding='utf-8')
+
+    def clock(self) -> str:
+        seconds = int(time.monotonic() - self.start)
+        return f'[{seconds // 60:2d}:{seconds % 60:02d}]'
+
+    def say(self, text: str, end: str = '\n') -> None:
+        print('\r\033[K' * self.tty + f'{self.clock()} {text}', end=end, flush=True)
+
+    def run(self, title: str, command: list[str], hint: str, **env: str) -> str:
+        """Run a command, show that it lives, and return its output; stop with ``hint`` if it fails."""
+        self.say(title)
+        lines: list[str] = []
+        state = ['']
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_USER': '0', **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+
+        def pump() -> None:
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(f'\n{self.clock()} $ {" ".join(command)}\n')
+                for line in process.stdout:
+                    file.write(line)
+                    lines.append(line)
+                    step, ninja = STEP.match(line), NINJA.match(line)
+                    if ninja:
+                        state[0] = f'compiled {ninja[1]} of {ninja[2]} files'
+                    elif step:
+                        state[0] = ''.join(step.groups())[:70]
+
+        reader = threading.Thread(target=pump, daemon=True)
+        reader.start()
+        try:
+            # pip shows no bars in a pipe, so a sign of life comes from here.
+            while reader.is_alive():
+                reader.join(1 if self.tty else 20)
+                if reader.is_alive():
+                    self.say(f'  {state[0] or title}', end='' if self.tty else '\n')
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+        if self.tty:
+            print('\r\033[K', end='', flush=True)
+        if code:
+            print(''.join(lines[-15:]).rstrip(), file=sys.stderr)
+            raise Stop(f'{hint} (the full output is in {os.path.relpath(self.path)}).')
+        return ''.join(lines)
+
+
+def probe(python: Path, code: str = checks.PROBE, arguments: tuple = tuple(checks.DISTS)) -> dict:
+    """Ask an interpreter about itself."""
+    done = subprocess.run([str(python), '-c', code, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ['no message'])[-1]
+        raise Stop(f'{python} does not work ({reason}): remove or repair that environment.')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def choose_python() -> Path:
+    """Return the interpreter to use: the active environment's if it has torch, else .venv's."""
+    active = os.environ.get('VIRTUAL_ENV') or os.environ.get('CONDA_PREFIX')
+    python = Path(active or VENV) / 'bin' / 'python'
+    if active and python.exists() and python.parent.parent.resolve() != VENV.resolve():
+        if 'torch' in probe(python)['dists']:
+            return python
+    return VENV / 'bin' / 'python'
+
+
+def create_venv(log: Log) -> None:
+    """Create .venv with the interpreter that runs this script."""
+    version = f'{sys.version_info[0]}.{sys.version_info[1]}'
+    log.run(
+        f'create .venv with Python {version}',
+        [sys.executable, '-m', 'venv', '--clear', str(VENV)],
+        f'Python cannot create .venv: install its venv module, on Debian and Ubuntu with '
+        f'`apt-get install python{version}-venv`',
+    )
+
+
+def install_packages(log: Log, python: Path, found: dict, family: str) -> None:
+    """Install torch (where there is none), the pure packages and, for stock, mmengine and mmdet."""
+    dists = found['dists']
+    names = ['build', 'runtime', 'dev'] + ['stack_deps'] * (family == 'stock')
+    names += ['opencv'] * (not found['cv2'])
+    pip = [str(python), '-m', 'pip', 'install']
+    limits = ['setuptools<81', f'torch=={dists.get("torch", checks.TORCH)}']
+    if checks.version_tuple(limits[1])[:2] < (2, 3):
+        limits.append('numpy<2')  # torch before 2.3 was compiled against NumPy 1
+    with tempfile.TemporaryDirectory() as folder:
+        limit_file = Path(folder) / 'constraints.txt'
+        limit_file.write_text('\n'.join(limits) + '\n', encoding='utf-8')
+        command = [*pip, '-c', str(limit_file), 'torch']
+        for name in names:
+            command += ['-r', str(ROOT / 'requirements' / f'{name}.txt')]
+        what = 'packages' if 'torch' in dists else f'torch {checks.TORCH} and packages'
+        log.run(f'install {what}', command, 'pip could not install the packages')
+    wanted = [f'{n}=={checks.pinned(n)}' for n in ('mmengine', 'mmdet') if n not in dists]
+    if family == 'stock' and wanted:
+        command = [*pip, '--no-deps', *wanted]
+        log.run(f'install {" and ".join(wanted)}', command, 'pip could not install them')
+
+
+def ops_work(python: Path, ops: str) -> bool:
+    """Whether the compiled operators of mmcv load and run with this torch."""
+    code = checks.OPS_PROBE.format(devices=['cpu', 'cuda'] if ops != 'cpu' else ['cpu'])
+    return not subprocess.run([str(python), '-c', code], capture_output=True).returncode
+
+
+def wheel_folder(key: str) -> Path:
+    """Return the folder of one kind of wheel in the cache."""
+    folder = checks.wheel_cache() / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home directory to write to
+        folder = ROOT / 'work_dirs' / 'wheels' / key
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> Path:
+    """Build mmcv from source into ``folder``; other set-ups may be doing the same."""
+    checks.check_compiler(probe(python)['include'])
+    jobs = checks.build_jobs()
+    flags = {name: f'{os.environ.get(name, "")} -g0'.strip() for name in ('CFLAGS', 'CXXFLAGS')}
+    cuda = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''} if ops == 'cpu' else {'FORCE_CUDA': '1'}
+    with tempfile.TemporaryDirectory(dir=folder) as part:
+        command = [str(python), '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps']
+        command += ['--no-cache-dir', '-w', part, f'mmcv=={checks.pinned("mmcv")}']
+        command += ['--no-binary', 'mmcv'] * again
+        log.run(
+            f'build mmcv with {ops} operators, {jobs} files at a time (about 5 minutes on 2 cores)',
+            command,
+            'mmcv could not be built',
+            PATH=f'{python.parent}{os.pathsep}{os.environ.get("PATH", "")}',  # torch looks for ninja
+            MAX_JOBS=os.environ.get('MAX_JOBS', str(jobs)),
+            **flags,
+            **cuda,
+        )
+        built = next(Path(part).glob('mmcv-*.whl'))
+        os.replace(built, folder / built.name)  # atomic: no one installs half a wheel
+    return folder / built.name
+
+
+def ops_work(python: Path, ops: str) -> bool:
+    """Whether the compiled operators of mmcv load and run with the torch of this environment."""
+    code = checks.OPS_PROBE.format(devices=['cpu', 'cuda'] if ops == 'cuda' else ['cpu'])
+    return not subprocess.run([str(python), '-c', code], capture_output=True).returncode
+
+
+def install_mmcv(log: Log, python: Path, dists: dict, earlier: str) -> str:
+    """Install a compiled mmcv that fits torch; return the key of our wheel, '' for a foreign one."""
+    info = probe(python, checks.TORCH_PROBE, ())
+    info['nvcc'] = checks.nvcc_version(info['cuda_home'])
+    ops, remark = checks.choose_ops(info)
+    if remark:
+        log.say(remark)
+    key = checks.wheel_key(info, ops, checks.pinned('mmcv'))
+    present = [name for name in ('mmcv', 'onedl-mmcv') if name in dists]
+    if present and earlier in ('', key):
+        log.say(f'check the operators of {present[0]} {dists[present[0]]}')
+        if ops_work(python, ops if earlier else 'cpu'):
+            return earlier
+        if present[0] != 'mmcv':
+            raise Stop(f'{present[0]} does not work with torch {info["torch"]}: install its build.')
+    folder = wheel_folder(key)
+    for again in (False, True):
+        wheel = next(folder.glob('mmcv-*.whl'), None)
+        if wheel and not again:
+            log.say(f'reuse the mmcv wheel built earlier ({ops} operators)')
+        else:
+            wheel = build_wheel(log, python, folder, ops, again)
+        command = [str(python), '-m', 'pip', 'install', '--no-deps', '--force-reinstall']
+        log.run('install mmcv', [*command, str(wheel)], 'pip could not install mmcv')
+        if ops_work(python, ops):
+            return key
+        log.say(f'the operators of {wheel.name} do not work with torch {info["torch"]}')
+    raise Stop(f'mmcv was built but does not work with torch {info["torch"]}: see {log.path}.')
+
+
+def prepare(log: Log, python: Path) -> dict:
+    """Return what is in the environment, after creating .venv where it is missing or broken."""
+    own = python.is_relative_to(VENV)
+    found = None
+    if python.exists():
+        try:
+            found = probe(python)
+        except Stop:
+            if not own:
+                raise
+    if found is None:
+        checks.check_python(sys.version_info[:3], sys.executable)
+        if not checks.have_wheel(sys.implementation.cache_tag):
+            checks.check_compiler(sysconfig.get_paths()['include'])  # now, not after the download
+        create_venv(log)
+        found = probe(python)
+    checks.check_python(found['python'], '.venv' if own else f'The active environment ({python})')
+    if not own:
+        checks.check_torch(found['dists']['torch'])
+    return found
+
+
+def main() -> None:
+    python = choose_python()
+    if '--print-python' in sys.argv[1:]:
+        print(python)
+        return
+    log = Log(ROOT / 'work_dirs' / 'setup.log')
+    found = prepare(log, python)
+    family = checks.check_stack(found['dists'])
+    stamp = Path(found['prefix']) / 'mmdet_lt_setup.json'
+    old = json.loads(stamp.read_text(encoding='utf-8')) if stamp.exists() else {}
+    key = checks.stamp_key(found['python'])
+    if old.get('key') == key and old.get('dists') == found['dists']:
+        return
+    if not found['pip']:
+        log.run(
+            'install pip',
+            [str(python), '-m', 'ensurepip'],
+            f'{python} has no pip: install it there',
+        )
+    install_packages(log, python, found, family)
+    wheel = install_mmcv(log, python, probe(python)['dists'], old.get('wheel', ''))
+    command = [str(python), '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
+    log.run('install mmdet_lt', [*command, '-e', str(ROOT)], 'mmdet_lt could not be installed')
+    imports = f'import {", ".join(checks.IMPORTS)}'
+    hint = 'a package was installed but cannot be imported: uninstall and reinstall it'
+    log.run('check that everything imports', [str(python), '-c', imports], hint)
+    record = {'key': key, 'dists': probe(python)['dists'], 'wheel': wheel}
+    stamp.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+    log.say(f'the environment is ready: {python.parent.parent}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except Stop as stop:
+        sys.exit(f'\nerror: {stop}')
+    except KeyboardInterrupt:
+        sys.exit('\nerror: interrupted; run the same command again to go on.')
