@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from mmdet_lt.errors import InputError
+from mmdet_lt.utils.counting import annotation_pairs, sorted_categories
 from mmdet_lt.utils.files import cache_dir, file_digest, read_json, write_text_atomic
+from mmdet_lt.utils.names import canonical_name
 
 FORMAT = 'mmdet_lt.class_statistics.v1'
 #: LVIS: rare classes occur in at most 10 training images, common ones in at most 100.
@@ -118,7 +120,8 @@ class ClassStatistics:
     def groups(self) -> np.ndarray:
         """'r', 'c' or 'f' for each class, (C,), from the file where it says so."""
         low, high = self.thresholds
-        computed = np.where(self.image_count <= low, 'r', np.where(self.image_count <= high, 'c', 'f'))
+        above_low = np.where(self.image_count <= high, 'c', 'f')
+        computed = np.where(self.image_count <= low, 'r', above_low)
         stated = np.asarray(self.frequency, dtype='<U1')
         return np.where(stated == '', computed, stated)
 
@@ -140,15 +143,15 @@ class ClassStatistics:
         classes = tuple(classes)
         if classes == self.classes:
             return self
-        index = {name: i for i, name in enumerate(self.classes)}
-        missing = [name for name in classes if name not in index]
+        index = {canonical_name(name): i for i, name in enumerate(self.classes)}
+        missing = [name for name in classes if canonical_name(name) not in index]
         if missing:
             raise InputError(
                 f'the statistics of {self.source} ({self.num_classes} classes) are of another data '
                 f'set: {len(missing)} of the {len(classes)} classes of this one, such as '
                 f'{missing[0]!r}, are not in them; correct `{key}`.'
             )
-        order = [index[name] for name in classes]
+        order = [index[canonical_name(name)] for name in classes]
         return ClassStatistics(
             classes,
             self.image_count[order],
@@ -212,7 +215,9 @@ class ClassStatistics:
         values = read_json(path, 'class_statistics', 'class statistics file')
         if not isinstance(values, dict) or values.get('format') != FORMAT:
             found = values.get('format') if isinstance(values, dict) else type(values).__name__
-            raise InputError(f'{path} is no class statistics file: expected {FORMAT}, found {found}.')
+            raise InputError(
+                f'{path} is no class statistics file: expected format {FORMAT}, found {found}.'
+            )
         return cls.from_dict(values, str(path))
 
     # ---- sources -------------------------------------------------------------------------
@@ -288,31 +293,15 @@ class ClassStatistics:
         Raises:
             InputError: A section is missing, or an annotation names an unknown image or category.
         """
-        for section in ('images', 'annotations', 'categories'):
-            if not isinstance(data, Mapping) or not isinstance(data.get(section), list):
-                raise InputError(f'{source} has no list `{section}`: expected LVIS or COCO format.')
-        categories = sorted(data['categories'], key=lambda category: category['id'])
+        categories = sorted_categories(data, source)
         label_of = {category['id']: i for i, category in enumerate(categories)}
-        if len(label_of) != len(categories):
-            raise InputError(f'{source} has two categories with one id: give each its own.')
-        index_of = {image['id']: i for i, image in enumerate(data['images'])}
-
-        def pairs() -> Iterable[tuple[int, int]]:
-            for annotation in data['annotations']:
-                if annotation.get('iscrowd', 0) or annotation.get('ignore', 0):
-                    continue
-                try:
-                    yield index_of[annotation['image_id']], label_of[annotation['category_id']]
-                except KeyError as error:
-                    raise InputError(_bad_annotation(annotation, index_of, label_of, source)) from error
-
-        rows = np.fromiter(pairs(), dtype=np.dtype((np.int64, 2)))
+        rows, num_images = annotation_pairs(data, label_of, source)
         stated = tuple(category.get('frequency', '') or '' for category in categories)
         return cls._from_pairs(
             rows[:, 0],
             rows[:, 1],
             tuple(category['name'] for category in categories),
-            len(index_of),
+            num_images,
             thresholds,
             stated,
             source,
@@ -378,7 +367,7 @@ class ClassStatistics:
             if len(label) and (label.min() < 0 or label.max() >= len(classes)):
                 raise InputError(
                     f'{getattr(leaf, "ann_file", type(leaf).__name__)} yields label {label.max()} '
-                    f'but `metainfo.classes` has {len(classes)} names: list the classes of the file.'
+                    f'but `metainfo.classes` has {len(classes)} names: name all its classes.'
                 )
             images.append(index + offset)
             labels.append(label)
@@ -393,18 +382,3 @@ class ClassStatistics:
             frequency,
             source,
         )
-
-
-def _bad_annotation(annotation: Mapping, images: Mapping, labels: Mapping, source: str) -> str:
-    """The sentence for an annotation that names something the file does not hold."""
-    which = f'annotation {annotation.get("id", "without id")} of {source}'
-    for key, known in (('image_id', images), ('category_id', labels)):
-        if key not in annotation:
-            return f'{which} has no `{key}`: add it or remove the annotation.'
-        if annotation[key] not in known:
-            table = 'images' if key == 'image_id' else 'categories'
-            return (
-                f'{which} has {key} {annotation[key]}, expected one of the {len(known)} ids in '
-                f'`{table}` of the file: correct the annotation or add the entry.'
-            )
-    return f'{which} is malformed.'

@@ -19,7 +19,7 @@ VENV = ROOT / '.venv'
 TORCH = '2.13.0'  # installed where there is no torch
 TORCH_RANGE = ((2, 1), (2, 13))
 PYTHON_RANGE = ((3, 10), (3, 12))
-# Distribution -> (first version that works, first that does not). mmdet asserts its range at import.
+# Distribution -> (first version that works, first that does not); mmdet asserts it at import.
 STOCK = {
     'mmcv': ('2.0.0', '2.2.0'),
     'mmengine': ('0.10.0', '1.0.0'),

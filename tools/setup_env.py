@@ -21,7 +21,7 @@ import setup_checks as checks
 from setup_checks import ROOT, VENV, Stop
 
 STEP = re.compile(r'^\s*(Collecting|Downloading|Building wheel|Installing collected)(.*)')
-NINJA = re.compile(r'^\[(\d+)/(\d+)\]')
+NINJA = re.compile(r'^\s*\[(\d+)/(\d+)\]')
 
 
 class Log:
@@ -40,7 +40,7 @@ class Log:
         print('\r\033[K' * self.tty + f'{self.clock()} {text}', end=end, flush=True)
 
     def run(self, title: str, command: list[str], hint: str, **env: str) -> str:
-        """Run a command, show that it lives, and return its output; stop with ``hint`` if it fails."""
+        """Run a command, show that it lives, return its output; stop with ``hint`` on failure."""
         self.say(title)
         lines: list[str] = []
         state = ['']
@@ -140,12 +140,6 @@ def install_packages(log: Log, python: Path, found: dict, family: str) -> None:
         log.run(f'install {" and ".join(wanted)}', command, 'pip could not install them')
 
 
-def ops_work(python: Path, ops: str) -> bool:
-    """Whether the compiled operators of mmcv load and run with this torch."""
-    code = checks.OPS_PROBE.format(devices=['cpu', 'cuda'] if ops != 'cpu' else ['cpu'])
-    return not subprocess.run([str(python), '-c', code], capture_output=True).returncode
-
-
 def wheel_folder(key: str) -> Path:
     """Return the folder of one kind of wheel in the cache."""
     folder = checks.wheel_cache() / key
@@ -161,7 +155,9 @@ def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> 
     """Build mmcv from source into ``folder``; other set-ups may be doing the same."""
     checks.check_compiler(probe(python)['include'])
     jobs = checks.build_jobs()
-    flags = {name: f'{os.environ.get(name, "")} -g0'.strip() for name in ('CFLAGS', 'CXXFLAGS')}
+    # setuptools replaces its own flags by these, so optimisation has to be named. No debug
+    # information: it would add half to the time of the build.
+    flags = f'-O2 -DNDEBUG -g0 {os.environ.get("CXXFLAGS", "")}'.strip()
     cuda = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''} if ops == 'cpu' else {'FORCE_CUDA': '1'}
     with tempfile.TemporaryDirectory(dir=folder) as part:
         command = [str(python), '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps']
@@ -171,9 +167,11 @@ def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> 
             f'build mmcv with {ops} operators, {jobs} files at a time (about 5 minutes on 2 cores)',
             command,
             'mmcv could not be built',
-            PATH=f'{python.parent}{os.pathsep}{os.environ.get("PATH", "")}',  # torch looks for ninja
+            # torch looks for ninja on PATH and compiles file by file without it.
+            PATH=f'{python.parent}{os.pathsep}{os.environ.get("PATH", "")}',
             MAX_JOBS=os.environ.get('MAX_JOBS', str(jobs)),
-            **flags,
+            CFLAGS=flags,
+            CXXFLAGS=flags,
             **cuda,
         )
         built = next(Path(part).glob('mmcv-*.whl'))
@@ -188,7 +186,7 @@ def ops_work(python: Path, ops: str) -> bool:
 
 
 def install_mmcv(log: Log, python: Path, dists: dict, earlier: str) -> str:
-    """Install a compiled mmcv that fits torch; return the key of our wheel, '' for a foreign one."""
+    """Install an mmcv that fits torch; return the key of our wheel, '' for a foreign one."""
     info = probe(python, checks.TORCH_PROBE, ())
     info['nvcc'] = checks.nvcc_version(info['cuda_home'])
     ops, remark = checks.choose_ops(info)

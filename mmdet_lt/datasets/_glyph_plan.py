@@ -7,7 +7,9 @@ so that images can be drawn in any order and by any number of processes.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -161,13 +163,12 @@ def choose_characters(preset: GlyphPreset, seed: int) -> tuple[str, ...]:
     Raises:
         InputError: There are fewer usable glyphs than classes.
     """
-    characters = [c for c in common_characters() if _is_candidate(c, preset.simple_glyphs)]
+    characters, similarity = _candidates(preset.simple_glyphs)
     if len(characters) < preset.num_classes:
         raise InputError(
             f'GlyphPreset {preset.name!r}, `groups`: expected at most {len(characters)} classes, '
             f'found {preset.num_classes}; ask for fewer or set simple_glyphs=False.'
         )
-    similarity = _similarity(characters)
     order = _rng(seed, STREAM_GLYPHS).permutation(len(characters))
     limit = preset.max_similarity
     while True:
@@ -225,6 +226,13 @@ def _fill_empty_images(
         per_image[empty] += 1
 
 
+@lru_cache(maxsize=1)
+def _candidates(simple: bool) -> tuple[tuple[str, ...], np.ndarray]:
+    """Usable characters and their (n, n) similarity: slow to compute, the same for all seeds."""
+    characters = tuple(c for c in common_characters() if _is_candidate(c, simple))
+    return characters, _similarity(characters)
+
+
 def _is_candidate(character: str, simple: bool) -> bool:
     name = unicodedata.name(character, '')
     category = unicodedata.category(character)
@@ -243,7 +251,7 @@ def _is_candidate(character: str, simple: bool) -> bool:
     )
 
 
-def _similarity(characters: list[str]) -> np.ndarray:
+def _similarity(characters: Sequence[str]) -> np.ndarray:
     """(n, n) float64 cosine of the glyph bitmaps at the worst of several relative rotations.
 
     Bitmaps hold integers up to 63, so every sum is exact in float32 and the result does not

@@ -96,7 +96,9 @@ class _Canvas:
         ]
         share = window.astype(np.float32) * np.float32(look.opacity / 255)
         below = self.picture[y0:y1, x0:x1]
-        colour = look.colour(below[share[..., 0] > 0.4].mean(0))
+        # Blurred hairlines may stay below 0.4 everywhere.
+        inside = share[..., 0] > min(0.4, 0.5 * float(share.max()))
+        colour = look.colour(below[inside].mean(0))
         below += (colour - below) * share
 
     def _covered(self, mask: np.ndarray, x: int, y: int) -> np.ndarray:

@@ -51,6 +51,8 @@ __all__ = [
 
 _SHARD_IMAGES = 50
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Workers of a run that was killed a moment ago need a second to notice; seconds.
+_LOCK_PATIENCE = 4.0
 _logger = logging.getLogger(__name__)
 
 
@@ -251,6 +253,9 @@ def _build(
     ]
     todo = [s for s in shards if not (resume and store.shard_is_valid(out, *s))]
     _check_disk(out, preset, todo)
+    if not resume:
+        for record in (out / store.WORK).glob('*.jsonl'):
+            record.unlink()
     _claim(out, manifest)
     with _locked(out):
         for split in SPLITS:
@@ -330,19 +335,18 @@ def _locked(out: Path) -> Iterator[None]:
         fcntl = None
     (out / store.WORK).mkdir(exist_ok=True)
     with open(out / store.WORK / 'lock', 'w') as file:
-        # Workers of a run that was killed a moment ago need a second to notice.
-        for attempt in range(40):
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while fcntl:
             try:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(0.1)
-                if attempt == 39:
+                if time.monotonic() > deadline:
                     raise InputError(
                         f'{out}: expected no other run in this folder, found one that holds '
                         f'{store.WORK}/lock; wait for it to end.'
                     ) from None
+                time.sleep(0.1)
         yield
 
 

@@ -12,6 +12,7 @@ from mmdet_lt.errors import InputError
 from mmdet_lt.registry import DATASETS
 from mmdet_lt.statistics import ClassStatistics
 from mmdet_lt.utils.files import read_json
+from mmdet_lt.utils.names import canonical_name
 
 
 @DATASETS.register_module()
@@ -49,11 +50,11 @@ class LVISDataset(BaseDetDataset):
             stats = stats.align(names, 'dataset.metainfo.classes')
         self.class_statistics = stats
         self._metainfo['classes'] = stats.classes
-        label_of_name = {name: i for i, name in enumerate(stats.classes)}
+        label_of_name = {canonical_name(name): i for i, name in enumerate(stats.classes)}
         self.cat2label = {
-            category['id']: label_of_name[category['name']]
+            category['id']: label_of_name[canonical_name(category['name'])]
             for category in data['categories']
-            if category['name'] in label_of_name
+            if canonical_name(category['name']) in label_of_name
         }
         self.cat_ids = sorted(self.cat2label, key=self.cat2label.get)
         grouped: dict[Any, list] = {image['id']: [] for image in data['images']}

@@ -51,7 +51,11 @@ def _value(node: ast.expr) -> Any:
             if key is not None
         }
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        return {word.arg: _value(word.value) for word in node.keywords if word.arg}
+        # mmengine writes dict({'a-b': 1}) where a key is no identifier.
+        result = {}
+        for item in map(_value, node.args):
+            result.update(item if isinstance(item, dict) else {})
+        return result | {word.arg: _value(word.value) for word in node.keywords if word.arg}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     try:

@@ -153,9 +153,12 @@ def run_cli(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | N
     except BaseException as error:
         # A rank that waits for another one, or for a data worker, sees the interrupt as a broken
         # connection first.
-        if not _interrupted and not isinstance(error, KeyboardInterrupt):
+        if _interrupted or isinstance(error, KeyboardInterrupt):
+            status = 130
+        elif _is_unknown_type(error):
+            status = _report(error)
+        else:
             raise
-        status = 130
     finally:
         signal.signal(signal.SIGINT, previous)
     if status == 130 and _is_first_rank():
@@ -171,6 +174,14 @@ def _on_interrupt(signum: int, frame: Any) -> None:
         os._exit(130)
     _interrupted = True
     raise KeyboardInterrupt
+
+
+def _is_unknown_type(error: BaseException) -> bool:
+    """Whether a registry of mmengine does not know a ``type`` of the config."""
+    return (
+        isinstance(error, KeyError)
+        and re.search(r'is not in the \S+ registry', str(error)) is not None
+    )
 
 
 def _is_first_rank() -> bool:

@@ -11,13 +11,7 @@ from mmengine.logging import print_log
 from mmdet_lt.errors import InputError
 from mmdet_lt.evaluation.ground_truth import GroundTruth
 from mmdet_lt.statistics import ClassStatistics
-
-#: The LVIS annotation files misspell one name that MMDetection's class list corrects.
-_SPELLING = {'speaker_(stero_equipment)': 'speaker_(stereo_equipment)'}
-
-
-def _canonical(name: str) -> str:
-    return _SPELLING.get(name, name)
+from mmdet_lt.utils.names import canonical_name
 
 
 def class_names(dataset_meta: dict | None) -> tuple[str, ...] | None:
@@ -39,8 +33,8 @@ def label_categories(classes: Sequence[str] | None, truth: GroundTruth, source: 
     if classes is None:
         _warn('LVISMetric knows no class names: label i is taken as the i-th category id.')
         return np.arange(len(truth.names))
-    index = {_canonical(name): k for k, name in enumerate(truth.names)}
-    own = [_canonical(name) for name in classes]
+    index = {canonical_name(name): k for k, name in enumerate(truth.names)}
+    own = [canonical_name(name) for name in classes]
     if len(set(own)) != len(own):
         twice = next(name for name in own if own.count(name) > 1)
         raise InputError(f'class name {twice!r} occurs twice in `metainfo.classes`: rename one.')
@@ -81,16 +75,16 @@ def category_groups(
     """
     groups, counts = truth.frequency[categories].copy(), truth.train_counts[categories].copy()
     if statistics is not None:
-        known = {_canonical(name): i for i, name in enumerate(statistics.classes)}
+        known = {canonical_name(name): i for i, name in enumerate(statistics.classes)}
         names = [truth.names[k] for k in categories]
-        missing = [name for name in names if _canonical(name) not in known]
+        missing = [name for name in names if canonical_name(name) not in known]
         if missing:
             raise InputError(
                 f'`class_statistics` ({statistics.num_classes} classes) are of another data set: '
                 f'{len(missing)} of the {len(names)} evaluated classes, such as {missing[0]!r}, '
                 'are not in them; give those of the training set.'
             )
-        rows = np.array([known[_canonical(name)] for name in names], dtype=np.int64)
+        rows = np.array([known[canonical_name(name)] for name in names], dtype=np.int64)
         groups = np.where(groups == '', statistics.groups[rows], groups)
         counts = np.stack([statistics.image_count, statistics.instance_count], axis=1)[rows]
     unknown = int((groups == '').sum())

@@ -49,9 +49,7 @@ class _WeightedSigmoidLoss(Function):
             z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg, need_grad
         )
         if need_grad:
-            ctx.save_for_backward(
-                z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg
-            )
+            ctx.save_for_backward(z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg)
             ctx.num_fg = num_fg
             ctx.grad = grad
         ctx.mark_non_differentiable(pos, neg)
@@ -74,7 +72,6 @@ def _pass(z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg
     pos = z.new_zeros(num_columns, dtype=dtype)
     neg = z.new_zeros(num_columns, dtype=dtype)
     grad = torch.empty_like(z) if need_grad else None
-    split = neg_weight_bg is not None
     for start, end in _blocks(num_rows, z.device):
         zb = z[start:end].to(dtype)
         yb = label[start:end]
@@ -157,7 +154,5 @@ def sigmoid_loss_entries(z: Tensor, target: Tensor, entry_weight: Tensor | float
     The eager form: for soft targets, entry weights and ``reduction='none'``.
     """
     dtype = compute_dtype(z)
-    entries = F.binary_cross_entropy_with_logits(
-        z.to(dtype), target.to(dtype), reduction='none'
-    )
+    entries = F.binary_cross_entropy_with_logits(z.to(dtype), target.to(dtype), reduction='none')
     return entries * entry_weight

@@ -30,9 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--preset', required=True, help=f'one of: {", ".join(PRESETS)}')
-    parser.add_argument(
-        '--out', required=True, help='folder of the data set; new, empty or its own'
-    )
+    parser.add_argument('--out', required=True, help='folder: new, empty or made with this tool')
     parser.add_argument('--seed', type=int, default=0, help='whole number of at least 0')
     parser.add_argument('--workers', type=int, help='drawing processes; default: every CPU core')
     return parser.parse_args(argv)

@@ -38,10 +38,11 @@ def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
             )
         width = getattr(head, 'cls_out_channels', None)
         if hasattr(loss, 'set_class_statistics') and width is not None and width != in_head:
+            key = config_key(name)
             raise InputError(
-                f'the classifier of `{config_key(name)}` has {width} columns for {in_head} classes, '
-                f'{type(loss).__name__} needs {in_head}: write '
-                f'`{config_key(name)}.loss_cls.use_sigmoid=True` in the config.'
+                f'the classifier of `{key}` has {width} columns for {in_head} classes, '
+                f'{type(loss).__name__} needs {in_head}: write `{key}.loss_cls.use_sigmoid=True` '
+                'in the config.'
             )
 
 

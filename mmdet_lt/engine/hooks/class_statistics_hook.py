@@ -15,6 +15,10 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmdet_lt.engine.hooks.class_counts import check_class_counts
+from mmdet_lt.engine.hooks.metric_statistics import (
+    metrics_without_statistics,
+    training_annotation_file,
+)
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.losses.running import RunningStatistics, flush
 from mmdet_lt.registry import HOOKS
@@ -41,6 +45,9 @@ class ClassStatisticsHook(Hook):
     checkpoint still wins). Static statistics are written again after a checkpoint was loaded; on
     resume they must equal those of the checkpoint. Running statistics are never touched on resume.
     Their increments are summed over ranks and applied once per optimiser step.
+
+    Metrics that have no ``class_statistics`` of their own (:class:`LVISMetric`) get the same ones;
+    in a test run, where the training set is not built, its annotation file if that is there.
 
     Args:
         class_statistics: Annotation file, statistics file or dict to use in place of the training
@@ -77,6 +84,9 @@ class ClassStatisticsHook(Hook):
         """Count, compare and inject before weights are initialised or loaded."""
         # Asking for `runner.train_dataloader` would build it, so a test run must not.
         if not isinstance(runner._train_loop, BaseLoop):
+            source = self.source or training_annotation_file(runner.cfg)
+            for metric in metrics_without_statistics(runner):
+                metric.class_statistics = source
             return
         dataset = runner.train_dataloader.dataset
         self.statistics = self._shared_statistics(dataset)
@@ -85,6 +95,8 @@ class ClassStatisticsHook(Hook):
         for name, module in statistics_users(model):
             _set_prior_bias(model, name, module)
             module.set_class_statistics(self.statistics)
+        for metric in metrics_without_statistics(runner):
+            metric.class_statistics = self.statistics
         print_log(f'{self.statistics} from {self.statistics.source}', logger='current')
 
     def _shared_statistics(self, dataset: Any) -> ClassStatistics:

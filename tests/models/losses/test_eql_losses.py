@@ -101,9 +101,7 @@ def test_eqlv2_follows_the_paper_over_updates(objectness, num_classes):
         weight = rng.choice([0.0, 1.0, 0.5], rows).astype(np.float32)
         avg = [3, 7.5, torch.tensor(4.0), torch.tensor([5.0]), None, 0][step]
         tensor = torch.from_numpy(z).requires_grad_()
-        out = loss(
-            tensor, torch.from_numpy(labels), torch.from_numpy(weight), avg_factor=avg
-        )
+        out = loss(tensor, torch.from_numpy(labels), torch.from_numpy(weight), avg_factor=avg)
         out.backward()
         total, grad = reference_eqlv2(
             z.astype(np.float64), labels, state, weight, objectness=objectness

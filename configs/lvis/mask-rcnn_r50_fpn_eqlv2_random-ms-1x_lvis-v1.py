@@ -1,0 +1,8 @@
+# Equalization loss v2 (EQLv2), images drawn uniformly, as in the paper.
+_base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(loss_cls=dict(_delete_=True, type='mmdet_lt.EQLv2Loss', use_sigmoid=True))
+    )
+)
