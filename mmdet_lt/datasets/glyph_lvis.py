@@ -317,8 +317,10 @@ def _check_disk(out: Path, preset: GlyphPreset, todo: list[Shard]) -> None:
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    usage = shutil.disk_usage(folder)
+    free = usage.free
+    # File systems without a size (/proc, some network drives) cannot be judged up front.
+    if usage.total and free < needed:
         raise InputError(
             f'{out}: expected about {_megabytes(needed)} of free disk space for preset '
             f'{preset.name!r}, found {_megabytes(free)}; free some space or choose another --out, '

@@ -515,6 +515,12 @@ def test_disk_too_small_is_noticed_up_front(tmp_path, monkeypatch):
     assert not (tmp_path / 'new').exists()
 
 
+def test_file_system_without_a_size_is_not_judged(finished, tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(total=0, used=0, free=0)
+    monkeypatch.setattr(glyph_lvis.shutil, 'disk_usage', lambda path: usage)
+    assert tree(make(tmp_path / 'new')) == tree(finished)
+
+
 def test_shards_of_other_libraries_are_not_mixed_in(finished, tmp_path, monkeypatch):
     out = tmp_path / 'new'
     with monkeypatch.context() as patch:

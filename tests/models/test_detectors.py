@@ -4,7 +4,6 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -61,7 +60,7 @@ def batch():
     for mask, box in zip(masks, boxes.int().tolist(), strict=True):
         mask[box[1] : box[3], box[0] : box[2]] = 1
     sample.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes),
+        bboxes=boxes,
         labels=torch.tensor([0, 2, 3]),
         masks=BitmapMasks(masks.numpy(), 96, 96),
     )
