@@ -20,8 +20,8 @@ help:  ## list the targets
 	@echo 'Options for the command that runs: make test ARGS="-k loss -x"'
 
 setup:  ## create or complete the environment (nothing to do the second time)
-	@command -v '$(PYTHON)' >/dev/null || \
-		{ echo "error: there is no $(PYTHON) on PATH: install Python 3.10 to 3.12." >&2; exit 1; }
+	@'$(PYTHON)' -c '' 2>/dev/null || \
+		{ echo 'error: "$(PYTHON)" does not run: install Python 3.10 to 3.12, or name one with make PYTHON=...' >&2; exit 1; }
 	@'$(PYTHON)' tools/setup_env.py
 
 demo: setup  ## train, evaluate and draw a small long-tail example

@@ -152,7 +152,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
         try:
             while process.poll() is None:
-                time.sleep(0.5)
+                time.sleep(1.0)
                 if bar is not None:
                     steps = [line['step'] for line in scalars(run.folder) if 'loss' in line]
                     bar.update(max(steps[-1] - bar.n, 0) if steps else 0)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over ranks where a process group exists, else the tensor itself."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # gloo reduces the memory below a strided view, not the view.
+        values = values.contiguous()
         dist.all_reduce(values)
     return values
 
