@@ -143,9 +143,12 @@ def test_torch_range(checks):
 @pytest.mark.parametrize(
     ('dists', 'sentence'),
     [
-        ({'mmcv': '2.2.0', 'mmdet': '3.3.0'}, 'mmcv 2.2.0 is installed, .*<2.2.0'),
-        ({'mmcv': '2.2.0'}, 'expected beside mmengine and mmdet'),
-        ({'mmdet': '2.28.2'}, 'mmdet 2.28.2 is installed'),
+        (
+            {'mmcv': '2.2.0', 'mmdet': '3.3.0'},
+            'found mmcv 2.2.0, mmdet 3.3.0; expected mmcv >=2.0.0,<2.2.0',
+        ),
+        ({'mmcv': '2.2.0'}, 'found mmcv 2.2.0; expected mmcv .*mmdet >=3.3.0'),
+        ({'mmdet': '2.28.2'}, 'found mmdet 2.28.2; expected'),
         ({'mmcv-lite': '2.1.0'}, 'no compiled operators'),
         ({'mmcv-full': '1.7.2'}, 'mmcv 1.x'),
         ({'mmcv': '2.1.0', 'onedl-mmdetection': '3.5.1'}, 'mixes OpenMMLab packages'),

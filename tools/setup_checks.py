@@ -110,11 +110,9 @@ def check_stack(dists: Mapping[str, str]) -> str:
     for name in onedl or stock:
         low, high = family[name]
         if not version_tuple(low) <= version_tuple(dists[name]) < version_tuple(high):
-            needed = ' and '.join(n for n in family if n != name)
-            raise Stop(
-                f'Incompatible pair: {name} {dists[name]} is installed, but {name} >={low},<{high} '
-                f'is expected beside {needed}: {advice}'
-            )
+            found = ', '.join(f'{n} {dists[n]}' for n in onedl or stock)
+            expected = ', '.join(f'{n} >={r[0]},<{r[1]}' for n, r in family.items())
+            raise Stop(f'Incompatible packages: found {found}; expected {expected}: {advice}')
     return 'onedl' if onedl else 'stock'
 
 

@@ -1,6 +1,5 @@
-# Long-tailed recipe of the demo: EQLv2 with repeat-factor sampling. On a schedule this short a
-# sigmoid classifier needs a larger step than the rest of the network and no prior bias: a bias of
-# -6.9 would take most of the schedule to unlearn.
+# EQLv2 with repeat-factor sampling. On a schedule this short a sigmoid classifier needs a larger step
+# than the rest of the network and no prior bias: one of -6.9 would take most of the schedule to unlearn.
 _base_ = './faster-rcnn_r18_ce_random_glyph-lvis-mini.py'
 
 model = dict(
