@@ -22,6 +22,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from mmdet_lt.engine import checkpoints, cpu_distributed, launch
+from mmdet_lt.engine.data_check import check_data_files
 from mmdet_lt.errors import InputError
 
 
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cpu_distributed.check_launcher(args.launcher)
     checkpoints.check_checkpoint(args.checkpoint, 'argument checkpoint')
     apply_options(cfg, args)
+    check_data_files(cfg, ('test',))
     runner = launch.build_runner(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -18,6 +18,7 @@ if __name__ == '__main__':
 from mmengine.config import Config
 
 from mmdet_lt.engine import checkpoints, cpu_distributed, launch, work_dir
+from mmdet_lt.engine.data_check import check_data_files
 from mmdet_lt.errors import InputError
 
 
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = launch.load_config(args)
     cpu_distributed.check_launcher(args.launcher)
     apply_options(cfg, args)
+    check_data_files(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
     choose_start(cfg, args)
     launch.build_runner(cfg).train()
 

@@ -1,5 +1,6 @@
-# EQLv2 with repeat-factor sampling. On a schedule this short a sigmoid classifier needs a larger step
-# than the rest of the network and no prior bias: one of -6.9 would take most of the schedule to unlearn.
+# EQLv2 with repeat-factor sampling. On a schedule this short a sigmoid classifier needs a larger
+# step than the rest of the network and no prior bias: it would take most of the schedule to unlearn
+# one of -6.9.
 _base_ = './faster-rcnn_r18_ce_random_glyph-lvis-mini.py'
 
 model = dict(

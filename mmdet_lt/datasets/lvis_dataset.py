@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 
+from mmdet_lt.datasets.records import check_image_paths
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import DATASETS
 from mmdet_lt.statistics import ClassStatistics
@@ -61,14 +62,9 @@ class LVISDataset(BaseDetDataset):
         for annotation in data['annotations']:
             grouped[annotation['image_id']].append(annotation)
         records = [self._record(image, grouped[image['id']]) for image in data['images']]
-        if self.require_images and not self.test_mode_without_images():
-            self._check_images(records)
+        if self.require_images and (self.backend_args or {}).get('backend', 'local') == 'local':
+            check_image_paths([record['img_path'] for record in records], str(self.ann_file))
         return records
-
-    def test_mode_without_images(self) -> bool:
-        """Whether images come from a remote backend, where listing folders is not possible."""
-        backend = (self.backend_args or {}).get('backend', 'local')
-        return backend != 'local'
 
     def _record(self, image: Mapping[str, Any], annotations: list) -> dict[str, Any]:
         width, height = image['width'], image['height']
@@ -95,24 +91,6 @@ class LVISDataset(BaseDetDataset):
             width=width,
             instances=instances,
         )
-
-    def _check_images(self, records: list[dict[str, Any]]) -> None:
-        import os
-
-        listed: dict[str, set[str]] = {}
-        missing = []
-        for record in records:
-            folder, name = osp.split(record['img_path'])
-            if folder not in listed:
-                listed[folder] = set(os.listdir(folder)) if osp.isdir(folder) else set()
-            if name not in listed[folder]:
-                missing.append(record['img_path'])
-        if missing:
-            raise InputError(
-                f'{len(missing)} of the {len(records)} images of {self.ann_file} are not on disk, '
-                f'such as {missing[0]}: correct `dataset.data_root` or `dataset.data_prefix.img`, '
-                'or restore the files.'
-            )
 
     def filter_data(self) -> list[dict[str, Any]]:
         """Apply ``filter_cfg``: ``filter_empty_gt`` and ``min_size``, in training only.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import os.path as osp
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,27 +44,58 @@ def dataset_labels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     images: list[int] = []
     labels: list[int] = []
-    for index, instances in enumerate(_all_instances(dataset)):
-        for instance in instances:
+    for index, record in enumerate(_all_records(dataset)):
+        for instance in record.get('instances', []):
             if not instance.get('ignore_flag', 0):
                 images.append(index)
                 labels.append(instance['bbox_label'])
     return np.asarray(images, dtype=np.int64), np.asarray(labels, dtype=np.int64)
 
 
-def _all_instances(dataset: Any):
-    """Yield the instance list of each record, unpickling each record once."""
+def _all_records(dataset: Any):
+    """Yield each record, unpickled once."""
     if getattr(dataset, 'serialize_data', False) and hasattr(dataset, 'data_address'):
         # `get_data_info` copies and completes every record; only the raw bytes are needed here.
-        ends = dataset.data_address
         data = memoryview(dataset.data_bytes)
         start = 0
-        for end in ends.tolist():
-            yield pickle.loads(data[start:end]).get('instances', [])
+        for end in dataset.data_address.tolist():
+            yield pickle.loads(data[start:end])
             start = end
         return
     for index in range(len(dataset)):
-        yield dataset.get_data_info(index).get('instances', [])
+        yield dataset.get_data_info(index)
+
+
+def check_images(dataset: Any) -> None:
+    """Check that the image files of a data set exist, with one listing for each folder.
+
+    Raises:
+        InputError: Images are missing on the local disk.
+    """
+    paths = [record['img_path'] for record in _all_records(dataset) if record.get('img_path')]
+    backend = (getattr(dataset, 'backend_args', None) or {}).get('backend', 'local')
+    if backend == 'local':
+        check_image_paths(paths, str(getattr(dataset, 'ann_file', type(dataset).__name__)))
+
+
+def check_image_paths(paths: Sequence[str], source: str) -> None:
+    """Like :func:`check_images`, for a list of paths."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        if '://' in path:
+            continue
+        folder, name = osp.split(path)
+        if folder not in listed:
+            listed[folder] = set(os.listdir(folder or '.')) if osp.isdir(folder or '.') else set()
+        if name not in listed[folder]:
+            missing.append(path)
+    if missing:
+        raise InputError(
+            f'{len(missing)} of the {len(paths)} images of {source} are not on disk, such as '
+            f'{missing[0]}: correct `dataset.data_root` or `dataset.data_prefix.img`, or restore '
+            'the files.'
+        )
 
 
 def indexed_labels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -157,6 +157,8 @@ def run_cli(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | N
             status = 130
         elif _is_unknown_type(error):
             status = _report(error)
+        elif _is_empty_dataset(error):
+            status = _report(InputError(_EMPTY))
         else:
             raise
     finally:
@@ -182,6 +184,18 @@ def _is_unknown_type(error: BaseException) -> bool:
         isinstance(error, KeyError)
         and re.search(r'is not in the \S+ registry', str(error)) is not None
     )
+
+
+_EMPTY = (
+    'a data set of the config has no usable image: the class names in `metainfo.classes` (or the '
+    'defaults of its type) must be names of `categories` in `ann_file`, and `filter_cfg` must '
+    'leave some images.'
+)
+
+
+def _is_empty_dataset(error: BaseException) -> bool:
+    """Whether MMEngine failed to store an empty list of records, as COCO defaults on other data."""
+    return isinstance(error, ValueError) and 'need at least one array to concatenate' in str(error)
 
 
 def _is_first_rank() -> bool:

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from mmdet_lt.datasets.records import check_images, unwrap_datasets
 from mmdet_lt.engine.hooks.class_counts import check_class_counts
 from mmdet_lt.engine.hooks.metric_statistics import (
     metrics_without_statistics,
@@ -39,12 +40,13 @@ def statistics_users(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 class ClassStatisticsHook(Hook):
     """Inject class statistics, check class counts, set prior biases, drive running statistics.
 
-    Before anything is trained it counts the classes of ``train_dataloader.dataset`` on rank 0,
-    shares the result, and compares the class counts of model, loss and data set. Losses with
-    ``prior_prob`` get the bias ``-log((1 - π) / π)`` in their RoI head's initialisation (a loaded
-    checkpoint still wins). Static statistics are written again after a checkpoint was loaded; on
-    resume they must equal those of the checkpoint. Running statistics are never touched on resume.
-    Their increments are summed over ranks and applied once per optimiser step.
+    Before anything is trained it looks whether the images are on disk, counts the classes of
+    ``train_dataloader.dataset`` on rank 0, shares the result, and compares the class counts of
+    model, loss and data set. Losses with ``prior_prob`` get the bias ``-log((1 - π) / π)`` in their
+    RoI head's initialisation (a loaded checkpoint still wins). Static statistics are written again
+    after a checkpoint was loaded; on resume they must equal those of the checkpoint. Running
+    statistics are never touched on resume. Their increments are summed over ranks and applied once
+    per optimiser step.
 
     Metrics that have no ``class_statistics`` of their own (:class:`LVISMetric`) get the same ones;
     in a test run, where the training set is not built, its annotation file if that is there.
@@ -105,6 +107,15 @@ class ClassStatisticsHook(Hook):
         if get_dist_info()[0] == 0:
             try:
                 stats = ClassStatistics.from_dataset(dataset, self.thresholds)
+                if not stats.instance_count.any():
+                    raise InputError(
+                        f'{stats.source} has no box of the {stats.num_classes} classes of '
+                        '`train_dataloader.dataset`: the names in `metainfo.classes` (or the '
+                        'defaults of its type) must be names of `categories` in the file.'
+                    )
+                for leaf in unwrap_datasets(dataset):
+                    if not getattr(leaf, 'require_images', False):  # LVISDataset looked already
+                        check_images(leaf)
                 if self.source is not None:
                     given = ClassStatistics.from_any(
                         self.source, self.thresholds, 'ClassStatisticsHook.class_statistics'
