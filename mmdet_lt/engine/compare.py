@@ -76,9 +76,10 @@ def set_iterations(cfg: Config, iters: int) -> None:
                     entry[key] = [round(value * scale) for value in entry[key]]
         entry.by_epoch = False
         entry.pop('convert_to_iter_based', None)
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
-    hooks.checkpoint.update(by_epoch=False, interval=max(iters // 4, 1), max_keep_ckpts=1)
+    hooks = cfg.get('default_hooks') or {}
+    saving = dict(hooks.get('checkpoint') or {}, type='CheckpointHook')
+    saving.update(by_epoch=False, interval=max(iters // 4, 1), max_keep_ckpts=1)
+    cfg.default_hooks = dict(hooks, checkpoint=saving)
     cfg.log_processor = dict(type='LogProcessor', window_size=25, by_epoch=False)
 
 

@@ -55,7 +55,6 @@ def test_an_error_of_all_ranks_is_said_once(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('tool', ['tools/dist_train.sh', 'tools/train.py'])
 def test_interrupt_and_resume(tool, toy, tmp_path):
     config = [str(toy.config), '2'] if tool.endswith('.sh') else [str(toy.config)]
@@ -94,7 +93,6 @@ def test_interrupt_and_resume(tool, toy, tmp_path):
     assert (tmp_path / 'run' / f'epoch_{epoch + 1}.pth').is_file()
 
 
-@pytest.mark.slow
 def test_two_ranks_test_like_one(toy, trained, tmp_path):
     """All images, each once, with the predictions of a single process."""
     base = (toy.config, trained / 'epoch_2.pth')
@@ -144,7 +142,6 @@ def fake_slurm(folder: Path) -> dict[str, str]:
     return {'PATH': f'{folder / "bin"}{os.pathsep}{os.environ["PATH"]}', 'GPUS': '1'}
 
 
-@pytest.mark.slow
 def test_slurm_scripts(toy, trained, tmp_path):
     env = fake_slurm(tmp_path) | {'GPUS_PER_NODE': '0', 'SRUN_ARGS': '--quiet --exclusive'}
     words = ('tools/slurm_train.sh', 'part', 'job', toy.recorded, 'run')

@@ -20,7 +20,6 @@ def test_out_holds_one_prediction_per_image(toy, trained, tmp_path):
     assert all(len(result['pred_instances']['bboxes']) == 20 for result in results)
 
 
-@pytest.mark.slow
 def test_tta_uses_the_limits_of_the_model(toy, trained, tmp_path):
     """Two views of 20 boxes merge to at most the model's 7, not to MMDetection's 100."""
     words = ('tools/test.py', toy.config, trained / 'epoch_2.pth', '--work-dir', 'run', '--tta')

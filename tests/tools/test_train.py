@@ -106,7 +106,6 @@ def test_refusals_leave_the_work_directory_alone(toy, trained, call):
     assert snapshot(trained) == before
 
 
-@pytest.mark.slow
 def test_overwrite_starts_from_scratch(toy, trained, tmp_path):
     shutil.copytree(trained, tmp_path / 'run')
     old = (tmp_path / 'run' / 'epoch_1.pth').stat().st_mtime_ns
