@@ -22,6 +22,8 @@ from torch.autograd.function import once_differentiable
 
 #: Rows per block on CPU: 256 x 1203 float32 (1.2 MB) and its sigmoid stay in the L2 cache.
 CPU_BLOCK_ROWS = 256
+#: Entries per block elsewhere: enough to fill a GPU, small beside the logits of a dense head.
+BLOCK_ENTRIES = 1 << 24
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -29,9 +31,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _blocks(num_rows: int, device: torch.device) -> list[tuple[int, int]]:
-    step = CPU_BLOCK_ROWS if device.type == 'cpu' else max(num_rows, 1)
-    return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+def _blocks(z: Tensor) -> list[tuple[int, int]]:
+    step = CPU_BLOCK_ROWS
+    if z.device.type != 'cpu':
+        step = max(BLOCK_ENTRIES // max(z.shape[1], 1), 1)
+    return [(start, min(start + step, len(z))) for start in range(0, len(z), step)]
 
 
 def _weighted(rows: Tensor | None, matrix: Tensor) -> Tensor:
@@ -67,12 +71,12 @@ class _WeightedSigmoidLoss(Function):
 
 def _pass(z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg, need_grad):
     dtype = compute_dtype(z)
-    num_rows, num_columns = z.shape
+    num_columns = z.shape[1]
     loss = z.new_zeros((), dtype=dtype)
     pos = z.new_zeros(num_columns, dtype=dtype)
     neg = z.new_zeros(num_columns, dtype=dtype)
     grad = torch.empty_like(z) if need_grad else None
-    for start, end in _blocks(num_rows, z.device):
+    for start, end in _blocks(z):
         zb = z[start:end].to(dtype)
         yb = label[start:end]
         sb = None if row_weight is None else row_weight[start:end]

@@ -132,7 +132,9 @@ class ClassStatisticsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Write static statistics over those of a checkpoint; take over the running ones."""
         model = _bare(runner.model)
+        device = next(model.parameters()).device
         for name, module in statistics_users(model):
+            module.to(device)  # buffers that were sized after the model had been moved
             before = {key: value.clone() for key, value in module.named_buffers()}
             module.set_class_statistics(self.statistics)
             if runner._resume:
@@ -142,7 +144,6 @@ class ClassStatisticsHook(Hook):
         self._running = [m for m in model.modules() if isinstance(m, RunningStatistics)]
         for module in self._running:
             module.step_driven = True
-            module.to(next(model.parameters()).device)
         self._warn_about_buffers(runner)
 
     def _warn_about_buffers(self, runner: Runner) -> None:

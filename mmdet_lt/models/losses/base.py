@@ -199,11 +199,13 @@ class LongTailLoss(nn.Module):
             and num_columns == self._num_classes + 1
         )
 
-    def check_width(self, num_columns: int) -> None:
-        """Raise InputError unless K fits C and the layout."""
+    def check_width(self, cls_score: Tensor) -> None:
+        """Raise InputError unless K, the width of the logits, fits C and the layout."""
+        num_columns = cls_score.shape[-1]
         if self._num_classes is None:
             # Nobody told: a dense head, whose width is C when `use_sigmoid=True` is written.
             self._set_num_classes(num_columns, 'the classifier')
+            self.to(cls_score.device)
         if num_columns == self._num_classes or self.has_objectness(num_columns):
             return
         wanted = f'{self._num_classes}'
@@ -217,7 +219,7 @@ class LongTailLoss(nn.Module):
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Scores at test: (N, C + 1) with background last in RoI heads, (N, C) in dense heads."""
-        self.check_width(cls_score.shape[-1])
+        self.check_width(cls_score)
         scores = cls_score.to(compute_dtype(cls_score)).sigmoid()
         if self.has_objectness(cls_score.shape[-1]):
             background = scores[..., -1:]
@@ -234,14 +236,18 @@ class LongTailLoss(nn.Module):
         if len(labels) == 0:
             return dict(acc=cls_score.new_zeros((), dtype=torch.float32))
         with torch.no_grad():
-            scores = self.get_activation(cls_score)
+            self.check_width(cls_score)
             num_classes = self.num_classes
-            if not self.has_objectness(cls_score.shape[-1]):
-                half = scores.new_full((len(scores), 1), 0.5)
-                scores = torch.cat([scores[:, :num_classes], half], dim=1)
+            # Sigmoid keeps the order, so the best class needs one maximum over the logits only.
+            best, predicted = cls_score[:, :num_classes].float().max(1)
+            best, background = best.sigmoid(), best.new_tensor(0.5)
+            if self.has_objectness(cls_score.shape[1]):
+                background = cls_score[:, num_classes].float().sigmoid()
+                best = best * (1 - background)
+            predicted = predicted.masked_fill(best <= background, num_classes)
             outside = (labels < 0) | (labels > num_classes)
             wanted = labels.masked_fill(outside, num_classes)
-            return dict(acc=(scores.argmax(1) == wanted).float().mean() * 100)
+            return dict(acc=(predicted == wanted).float().mean() * 100)
 
     # ---- the call --------------------------------------------------------------------------
 
@@ -281,7 +287,7 @@ class LongTailLoss(nn.Module):
             raise InputError(
                 f'{self.name} expects logits of shape (N, K), found {tuple(cls_score.shape)}.'
             )
-        self.check_width(cls_score.shape[1])
+        self.check_width(cls_score)
         count = self.training and torch.is_grad_enabled() and reduction != 'none'
         with torch.autocast(cls_score.device.type, enabled=False):
             return self.loss_weight * self._forward(
