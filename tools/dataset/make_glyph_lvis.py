@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import NoReturn
+
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mmdet_lt.datasets.glyph_lvis import PRESETS, generate_glyph_lvis
 from mmdet_lt.errors import InputError
