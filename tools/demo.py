@@ -27,7 +27,7 @@ from mmdet_lt.visualization.report import write_report
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
     'baseline': 'configs/quickstart/faster-rcnn_r18_ce_random_glyph-lvis-mini.py',
-    'long-tailed': 'configs/quickstart/faster-rcnn_r18_ce_sample5e-2_glyph-lvis-mini.py',
+    'long-tailed': 'configs/quickstart/faster-rcnn_r18_ce_sample0.25_glyph-lvis-mini.py',
 }
 
 
