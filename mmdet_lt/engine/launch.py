@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import re
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
@@ -166,8 +167,22 @@ def run_cli(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | N
     if status == 130 and _is_first_rank():
         print('interrupted', file=sys.stderr)
     elif status == 0 and distributed.is_initialized() and distributed.get_backend() == 'gloo':
-        distributed.destroy_process_group()
+        _leave_gloo()
     return status
+
+
+def _leave_gloo() -> NoReturn:
+    """End a finished rank without tearing gloo down.
+
+    Its threads may still be busy with the last collective; destroying the group, or the tear-down
+    of the interpreter, then aborts the process now and then ("terminate called without an active
+    exception") although everything is done and written.
+    """
+    distributed.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _on_interrupt(signum: int, frame: Any) -> None:
