@@ -211,7 +211,9 @@ def test_pictures_show_something_inside_each_mask(finished):
 
 
 def test_mmdet_reads_it(finished, monkeypatch):
+    from mmcv.transforms import LoadImageFromFile
     from mmdet.datasets import LVISV1Dataset
+    from mmdet.datasets.transforms import LoadAnnotations
 
     # The `lvis` package need not be installed: mmdet uses these few methods of it.
     class FakeLVIS(COCO):
@@ -245,10 +247,8 @@ def test_mmdet_reads_it(finished, monkeypatch):
         ann_file='annotations/glyph_lvis_train.json',
         data_prefix=dict(img=''),
         filter_cfg=dict(filter_empty_gt=True, min_size=8),
-        pipeline=[
-            dict(type='mmdet.LoadImageFromFile'),
-            dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-        ],
+        # Objects, not types: how a name resolves depends on the scope that ran last.
+        pipeline=[LoadImageFromFile(), LoadAnnotations(with_bbox=True, with_mask=True)],
     )
     assert len(dataset) == TINY.train_images
     sample = dataset[3]
