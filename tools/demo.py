@@ -16,6 +16,7 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from mmcv.ops import get_compiling_cuda_version
 
 from mmdet_lt import ClassStatistics
 from mmdet_lt.datasets.glyph_lvis import generate_glyph_lvis
@@ -31,6 +32,20 @@ RECIPES = {
 }
 
 
+def choose_device() -> str:
+    """The GPU if torch sees one and mmcv has operators for it, else the CPU."""
+    if not torch.cuda.is_available():
+        print('Training on the CPU.', flush=True)
+        return 'cpu'
+    if get_compiling_cuda_version() == 'not available':
+        # mmcv was built without a CUDA compiler: NMS and RoIAlign would fail on the GPU.
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # for the trainings, which are processes
+        print('Training on the CPU: mmcv has no CUDA operators, see docs/installation.md.')
+        return 'cpu'
+    print(f'Training on {torch.cuda.get_device_name(0)}.', flush=True)
+    return 'cuda'
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -43,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     os.chdir(ROOT)  # the configs name the data relative to the repository
     started = time.time()
     out = Path(args.out)
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'the CPU'
-    print(f'Data: Glyph-LVIS mini. Training on {device}.', flush=True)
+    device = choose_device()
+    print('Data: Glyph-LVIS mini.', flush=True)
     data = generate_glyph_lvis('mini', 'data/glyph_lvis_mini', seed=0)
     if args.fresh:
         for label in RECIPES:
@@ -56,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     for label in RECIPES:
         folder = out / label / 'seed0'
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
-        write_examples(folder / 'config.py', checkpoint, folder / 'examples.json', stats)
+        write_examples(
+            folder / 'config.py', checkpoint, folder / 'examples.json', stats, device=device
+        )
         runs[label] = folder
     report = write_report(runs, out / 'report.html', stats, title='mmdet_lt demo')
     text = table(results)

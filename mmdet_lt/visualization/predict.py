@@ -24,6 +24,7 @@ def write_examples(
     statistics: ClassStatistics,
     num: int = 12,
     score_thr: float = 0.3,
+    device: str = 'cpu',
 ) -> None:
     """Write ``examples.json``: true and predicted boxes of images with rare objects.
 
@@ -34,6 +35,7 @@ def write_examples(
         statistics: Training statistics; tell which classes are rare.
         num: Images, those with most rare objects first, data set order breaking ties.
         score_thr: Lowest score of a drawn prediction.
+        device: Where to run the detector.
     """
     from mmdet.registry import DATASETS, MODELS
 
@@ -42,7 +44,6 @@ def write_examples(
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     classes = dataset.metainfo['classes']
     groups = statistics.align(classes).groups
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = MODELS.build(cfg.model)
     load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
     model = model.to(device).eval()
