@@ -1,7 +1,7 @@
 """Time the EQLv2 loss against MMDetection's and against dense binary cross entropy.
 
 All losses run in this process, in turn, with the same logits and two threads; the figure is the
-median of forward plus backward. Memory is the growth of the process' peak in a child process.
+median of forward plus backward.
 
 Example:
     python benchmarks/loss.py --rows 512 1024 4096
@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -69,31 +68,6 @@ def measure(rows: int, num_classes: int, repeats: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
-_MEMORY = """
-import resource, sys, torch
-sys.path.insert(0, {root!r})
-from benchmarks.loss import providers, step
-torch.set_num_threads(2)
-loss = providers({classes})[{name!r}]
-z = torch.randn({small}, {classes} + 1, requires_grad=True)
-step(loss, z, torch.randint(0, {classes}, ({small},)))
-z = torch.randn({rows}, {classes} + 1, requires_grad=True)
-label = torch.randint(0, {classes}, ({rows},))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-step(loss, z, label)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (z.numel() * 4))
-"""
-
-
-def peak_memory(name: str, rows: int, num_classes: int) -> float:
-    """Growth of the peak during one step, in multiples of the logits (gradient included)."""
-    root = str(Path(__file__).resolve().parents[1])
-    code = _MEMORY.format(root=root, classes=num_classes, name=name, small=8, rows=rows)
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    return float(out.stdout.split()[-1])
-
-
 def main() -> None:
     """Measure and print one row for each size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,7 +82,6 @@ def main() -> None:
         times = measure(size, args.classes, args.repeats)
         ours = times['mmdet_lt EQLv2Loss']
         for name, value in times.items():
-            memory = peak_memory(name, size, args.classes)
             rows.append(
                 dict(
                     rows=size,
@@ -116,7 +89,6 @@ def main() -> None:
                     loss=name,
                     ms=round(value, 3),
                     times_ours=round(value / ours, 2),
-                    peak_in_logits=round(memory, 2),
                     torch=torch.__version__,
                     machine=platform.machine(),
                     threads=2,
@@ -124,7 +96,7 @@ def main() -> None:
             )
             print(
                 f'{size:6d} x {args.classes}  {name:20s} {value:8.2f} ms  '
-                f'{value / ours:5.2f} x ours  peak {memory:4.2f} x logits',
+                f'{value / ours:5.2f} x ours',
                 flush=True,
             )
     if args.out:
