@@ -80,8 +80,10 @@ def test_no_synchronisation_on_the_gpu():
     label = torch.randint(0, 1204, (512,), device='cuda')
     weight = torch.ones(512, device='cuda')
     loss(z, label, weight, avg_factor=512.0).backward()
+    before = z.grad.clone()
     torch.cuda.set_sync_debug_mode('error')
     try:
         loss(z, label, weight, avg_factor=512.0).backward()
     finally:
         torch.cuda.set_sync_debug_mode('default')
+    assert torch.isfinite(z.grad).all() and not torch.equal(z.grad, before)

@@ -111,7 +111,6 @@ class LongTailLoss(nn.Module):
         self._num_classes: int | None = None
         if num_classes is not None:
             self._set_num_classes(int(num_classes), '`loss_cls.num_classes`')
-        self._given_statistics = class_statistics
         if class_statistics is not None:
             stats = ClassStatistics.from_any(class_statistics, key='loss_cls.class_statistics')
             self.set_class_statistics(stats)
