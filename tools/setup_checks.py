@@ -34,7 +34,7 @@ UNUSABLE = {'mmcv-lite': 'it has no compiled operators', 'mmcv-full': 'it is mmc
 OPENCV = [f'opencv-{kind}' for kind in ('python', 'contrib-python')]
 OPENCV += [f'{name}-headless' for name in OPENCV]
 DISTS = ['torch', 'numpy', *STOCK, *ONEDL, *UNUSABLE, *OPENCV]
-IMPORTS = 'cv2 mmcv mmengine mmdet pycocotools faster_coco_eval matplotlib tqdm'.split()
+IMPORTS = 'cv2 mmcv mmengine mmdet pycocotools matplotlib tqdm'.split()
 
 PROBE = """
 import importlib.metadata as metadata, importlib.util as util, json, sys, sysconfig
