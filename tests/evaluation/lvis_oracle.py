@@ -16,6 +16,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 def evaluate(data, rows, kind, max_dets=300):
     """The 13 LVIS numbers and per-category AP from a data set and official result rows."""
+    _CACHE.clear()  # its keys are ids of objects, which Python reuses once those are gone
     images = {image['id']: image for image in data['images']}
     rows = _limit(rows, max_dets)
     truth = {}
