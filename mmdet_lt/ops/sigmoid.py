@@ -1,11 +1,13 @@
 r"""The sigmoid engine: one weighted binary cross entropy for the whole sigmoid family.
 
 .. math::
-    L = \sum_i s_i \sum_j w_{ij}\,\mathrm{BCE}(z_{ij}, t_{ij}), \qquad
-    \mathrm{BCE}(z, t) = \mathrm{softplus}(z) - t z
+    L = \sum_i s_i \sum_j w_{ij}\,|t_{ij} - p_{ij}|^{\gamma_j}\,\mathrm{BCE}(x_{ij}, t_{ij}), \qquad
+    x_{ij} = a z_{ij} + b_{ij}, \quad p = \sigma(x), \quad
+    \mathrm{BCE}(x, t) = \mathrm{softplus}(x) - t x
 
-where ``w_ij`` is ``pos_weight[j]`` for the positive entry of a row, ``neg_weight_fg[j]`` for the
-negative entries of a foreground row and ``neg_weight_bg[j]`` for those of a background row.
+where ``w_ij`` is ``pos_weight[j]`` for the positive entry of a row, ``neg_weight[j]`` for the
+negative entries of a foreground row and ``neg_weight_bg[j]`` for those of a background row; ``b``
+is ``shift`` or, in background rows, ``shift_bg``. Soft targets interpolate between the two weights.
 
 Letters: ``N`` rows (RoIs or anchors), ``K`` columns of logits, ``C <= K`` foreground classes.
 ``label`` (N,) int64 holds the positive column of each row; a label outside ``[0, K)`` means that
@@ -13,6 +15,8 @@ the row has no positive entry. Rows with ``label`` in ``[0, C)`` are foreground.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +35,51 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _blocks(z: Tensor) -> list[tuple[int, int]]:
+def grad_dtype(z: Tensor) -> torch.dtype:
+    """Type of a stored gradient: float16 would underflow before the loss scale is applied."""
+    return torch.float32 if z.dtype == torch.float16 else z.dtype
+
+
+def row_blocks(z: Tensor) -> list[tuple[int, int]]:
+    """(start, end) of blocks of rows that keep temporaries small."""
     step = CPU_BLOCK_ROWS
     if z.device.type != 'cpu':
         step = max(BLOCK_ENTRIES // max(z.shape[1], 1), 1)
     return [(start, min(start + step, len(z))) for start in range(0, len(z), step)]
+
+
+@dataclass
+class SigmoidTerms:
+    """What distinguishes one loss of the family from another; constants without gradient.
+
+    Attributes:
+        pos_weight: Weight of positive entries, (K,).
+        neg_weight: Weight of negative entries, (K,); of foreground rows only where
+            ``neg_weight_bg`` is given.
+        neg_weight_bg: Weight of negative entries of background rows, (K,).
+        gamma: Focal exponent, (K,) or a number; None is 0.
+        gate: Negative entries that count, bool (N, K); None is all.
+        shift: Added to the logits, (K,); of foreground rows only where ``shift_bg`` is given.
+        shift_bg: Added to the logits of background rows, (K,).
+        scale: Factor of the logits.
+    """
+
+    pos_weight: Tensor
+    neg_weight: Tensor
+    neg_weight_bg: Tensor | None = None
+    gamma: Tensor | float | None = None
+    gate: Tensor | None = None
+    shift: Tensor | None = None
+    shift_bg: Tensor | None = None
+    scale: float = 1.0
+
+    def cast(self, dtype: torch.dtype) -> SigmoidTerms:
+        """Detached copy whose floating tensors have ``dtype``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                values[name] = value.detach().to(dtype)
+        return SigmoidTerms(**values)
 
 
 def _weighted(rows: Tensor | None, matrix: Tensor) -> Tensor:
@@ -43,18 +87,38 @@ def _weighted(rows: Tensor | None, matrix: Tensor) -> Tensor:
     return matrix.sum(0) if rows is None else rows @ matrix
 
 
+def _logits(z: Tensor, terms: SigmoidTerms, is_fg: Tensor) -> Tensor:
+    """``a z + b``."""
+    if terms.scale != 1.0:
+        z = z * terms.scale
+    if terms.shift_bg is not None:
+        return z + torch.where(is_fg.unsqueeze(1), terms.shift, terms.shift_bg)
+    return z if terms.shift is None else z + terms.shift
+
+
+def _focal(prob: Tensor, loss: Tensor, gamma: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """``(gradient, loss)`` of entries with error ``prob`` and cross entropy ``loss``.
+
+    ``prob`` is the distance of the score from its hard target, so ``d loss / d logit = prob``
+    (in size) and ``d prob / d logit = prob (1 - prob)``; hence the gradient of
+    ``prob^γ loss`` is ``prob^γ (prob + γ (1 - prob) loss)``.
+    """
+    if gamma is None:
+        return prob, loss
+    factor = prob.pow(gamma)
+    return factor * (prob + gamma * (1 - prob) * loss), factor * loss
+
+
 class _WeightedSigmoidLoss(Function):
     """Sum of the loss, its closed-form gradient and the column sums of |gradient| in one pass."""
 
     @staticmethod
-    def forward(ctx, z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg):
+    def forward(ctx, z, label, row_weight, terms, num_fg):
         need_grad = ctx.needs_input_grad[0]
-        loss, grad, pos, neg = _pass(
-            z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg, need_grad
-        )
+        loss, grad, pos, neg = _pass(z, label, row_weight, terms, num_fg, need_grad)
         if need_grad:
-            ctx.save_for_backward(z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg)
-            ctx.num_fg = num_fg
+            ctx.save_for_backward(z, label, row_weight)
+            ctx.terms, ctx.num_fg = terms, num_fg
             ctx.grad = grad
         ctx.mark_non_differentiable(pos, neg)
         return loss, pos, neg
@@ -64,59 +128,96 @@ class _WeightedSigmoidLoss(Function):
     def backward(ctx, grad_loss, _pos, _neg):
         grad, ctx.grad = ctx.grad, None
         if grad is None:  # a second backward over a retained graph
-            grad = _pass(*ctx.saved_tensors, ctx.num_fg, True)[1]
+            grad = _pass(*ctx.saved_tensors, ctx.terms, ctx.num_fg, True)[1]
         # In place: this function owns the tensor, and a copy would double the peak memory.
-        return grad.mul_(grad_loss), None, None, None, None, None, None
+        return grad.mul_(grad_loss).to(ctx.saved_tensors[0].dtype), None, None, None, None
 
 
-def _pass(z, label, row_weight, pos_weight, neg_weight_fg, neg_weight_bg, num_fg, need_grad):
+def _pass(z, label, row_weight, terms, num_fg, need_grad):
     dtype = compute_dtype(z)
     num_columns = z.shape[1]
     loss = z.new_zeros((), dtype=dtype)
     pos = z.new_zeros(num_columns, dtype=dtype)
     neg = z.new_zeros(num_columns, dtype=dtype)
-    grad = torch.empty_like(z) if need_grad else None
-    for start, end in _blocks(z):
-        zb = z[start:end].to(dtype)
+    grad = torch.empty_like(z, dtype=grad_dtype(z)) if need_grad else None
+    gamma = terms.gamma
+    for start, end in row_blocks(z):
         yb = label[start:end]
         sb = None if row_weight is None else row_weight[start:end]
+        is_fg = (yb >= 0) & (yb < num_fg)
+        zb = _logits(z[start:end].to(dtype), terms, is_fg)
         has_pos = (yb >= 0) & (yb < num_columns)
         column = yb.clamp(0, num_columns - 1)
         index = column.unsqueeze(1)
         zy = zb.gather(1, index)[:, 0]
+        gamma_y = gamma[column] if isinstance(gamma, Tensor) else gamma
+        pos_grad, pos_loss = _focal(torch.sigmoid(-zy), F.softplus(-zy), gamma_y)
+        # From here on `p` is the gradient of the entries taken as negatives, `soft` their loss.
         # Positive entries are taken out of the negative sums before summing, not subtracted
         # afterwards: the difference of two large sums would cost digits.
-        p = torch.sigmoid(zb)
-        py = p.gather(1, index)[:, 0]
-        p.scatter_(1, index, py.masked_fill(has_pos, 0).unsqueeze(1))
-        soft = F.softplus(zb)
-        soft.scatter_(1, index, F.softplus(zy).masked_fill(has_pos, 0).unsqueeze(1))
-        if neg_weight_bg is None:
-            loss = loss + _weighted(sb, soft) @ neg_weight_fg
-            neg += _weighted(sb, p) * neg_weight_fg
+        p, soft = _focal(torch.sigmoid(zb), F.softplus(zb), gamma)
+        if terms.gate is not None:
+            keep = terms.gate[start:end]
+            p, soft = p.mul_(keep), soft.mul_(keep)
+        p.scatter_(1, index, p.gather(1, index).masked_fill(has_pos.unsqueeze(1), 0))
+        soft.scatter_(1, index, soft.gather(1, index).masked_fill(has_pos.unsqueeze(1), 0))
+        if terms.neg_weight_bg is None:
+            loss = loss + _weighted(sb, soft) @ terms.neg_weight
+            neg += _weighted(sb, p) * terms.neg_weight
         else:
-            is_fg = (yb >= 0) & (yb < num_fg)
             kinds = torch.stack([is_fg, ~is_fg]).to(dtype)
             if sb is not None:
                 kinds = kinds * sb
-            weights = torch.stack([neg_weight_fg, neg_weight_bg])
+            weights = torch.stack([terms.neg_weight, terms.neg_weight_bg])
             loss = loss + (kinds @ soft * weights).sum()
             neg += (kinds @ p * weights).sum(0)
         keep = has_pos.to(dtype) if sb is None else has_pos.to(dtype) * sb
-        row_pos = pos_weight[column]
-        loss = loss + (keep * row_pos * F.softplus(-zy)).sum()
-        pos.index_add_(0, column, keep * row_pos * (1 - py))
+        row_pos = terms.pos_weight[column]
+        loss = loss + (keep * row_pos * pos_loss).sum()
+        pos.index_add_(0, column, keep * row_pos * pos_grad)
         if need_grad:
-            if neg_weight_bg is None:
-                p.mul_(neg_weight_fg)
+            if terms.neg_weight_bg is None:
+                p.mul_(terms.neg_weight)
             else:
-                p.mul_(torch.where(is_fg.unsqueeze(1), neg_weight_fg, neg_weight_bg))
-            positive = torch.where(has_pos, row_pos * (py - 1), p.gather(1, index)[:, 0])
+                p.mul_(torch.where(is_fg.unsqueeze(1), terms.neg_weight, terms.neg_weight_bg))
+            positive = torch.where(has_pos, -row_pos * pos_grad, p.gather(1, index)[:, 0])
             p.scatter_(1, index, positive.unsqueeze(1))
             if sb is not None:
                 p.mul_(sb.unsqueeze(1))
             grad[start:end] = p
+    if terms.scale != 1.0:
+        pos, neg = pos * abs(terms.scale), neg * abs(terms.scale)
+        if need_grad:
+            grad.mul_(terms.scale)
     return loss, grad, pos, neg
+
+
+def sigmoid_terms_loss(
+    z: Tensor,
+    label: Tensor,
+    terms: SigmoidTerms,
+    row_weight: Tensor | None = None,
+    num_fg: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of integer labels with a closed-form gradient.
+
+    No (N, K) target exists, and the gradient is the only (N, K) tensor that is allocated.
+
+    Args:
+        z: Logits, (N, K), any floating dtype; computed in float32 (float64 stays).
+        label: Positive column of each row, (N,) int64; outside ``[0, K)``: none.
+        terms: The method.
+        row_weight: ``s_i``, (N,).
+        num_fg: ``C``, to tell foreground rows; ``K`` by default.
+
+    Returns:
+        ``(loss, pos_grad, neg_grad)``: the sum, 0-d with gradient, and the column sums of
+        ``|dL/dz|`` over positive and over negative entries, (K,) each, without gradient.
+    """
+    dtype = compute_dtype(z)
+    row_weight = None if row_weight is None else row_weight.detach().to(dtype)
+    num_fg = z.shape[1] if num_fg is None else num_fg
+    return _WeightedSigmoidLoss.apply(z, label, row_weight, terms.cast(dtype), num_fg)
 
 
 def weighted_sigmoid_loss(
@@ -128,35 +229,76 @@ def weighted_sigmoid_loss(
     row_weight: Tensor | None = None,
     num_fg: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Summed weighted sigmoid loss with integer labels and a closed-form gradient.
+    """:func:`sigmoid_terms_loss` for methods that only weight entries."""
+    terms = SigmoidTerms(pos_weight, neg_weight_fg, neg_weight_bg)
+    return sigmoid_terms_loss(z, label, terms, row_weight, num_fg)
 
-    No (N, K) target exists, and the gradient is the only (N, K) tensor that is allocated.
+
+class _SigmoidEntries(Function):
+    """Loss of every entry; its closed form has no 0 * inf where autograd's chain rule has one."""
+
+    @staticmethod
+    def forward(ctx, z, target, weight, gamma):
+        bce = F.binary_cross_entropy_with_logits(z, target, reduction='none')
+        # p - t without cancellation at hard targets
+        error = (1 - target) * torch.sigmoid(z) - target * torch.sigmoid(-z)
+        if gamma is None:
+            grad = weight * error
+            loss = weight * bce
+        else:
+            size = error.abs()
+            factor = size.pow(gamma)
+            slope = torch.sigmoid(z) * torch.sigmoid(-z)
+            slope = slope / size.clamp_min(torch.finfo(z.dtype).tiny) * error.sign()
+            grad = weight * factor * (error + gamma * slope * bce)
+            loss = weight * factor * bce
+        ctx.save_for_backward(grad)
+        size = grad.abs()
+        ctx.mark_non_differentiable(size)
+        return loss, size
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _size):
+        return ctx.saved_tensors[0] * grad_loss, None, None, None
+
+
+def sigmoid_terms_entries(
+    z: Tensor,
+    target: Tensor,
+    is_fg: Tensor,
+    terms: SigmoidTerms,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of every entry, for soft targets, entry weights and ``reduction='none'``.
 
     Args:
-        z: Logits, (N, K), any floating dtype; computed in float32 (float64 stays).
-        label: Positive column of each row, (N,) int64; outside ``[0, K)``: none.
-        pos_weight: Weight of positive entries, (K,).
-        neg_weight_fg: Weight of negative entries, (K,); of foreground rows only where
-            ``neg_weight_bg`` is given.
-        neg_weight_bg: Weight of negative entries of background rows, (K,).
-        row_weight: ``s_i``, (N,).
-        num_fg: ``C``, to tell foreground rows; ``K`` by default.
+        z: Logits, (N, K).
+        target: In [0, 1], (N, K).
+        is_fg: Foreground rows, bool (N,).
+        terms: The method; the entry weight is ``t pos_weight + (1 - t) neg_weight``.
+        weight: Further factor, broadcastable to (N, K).
 
     Returns:
-        ``(loss, pos_grad, neg_grad)``: the sum, 0-d with gradient, and the column sums of
-        ``|dL/dz|`` over positive and over negative entries, (K,) each, without gradient.
+        ``(entries, |d entries / dz|)``, both (N, K), the second without gradient.
     """
     dtype = compute_dtype(z)
-    cast = [None if w is None else w.detach().to(dtype) for w in (row_weight, pos_weight)]
-    negs = [None if w is None else w.detach().to(dtype) for w in (neg_weight_fg, neg_weight_bg)]
-    return _WeightedSigmoidLoss.apply(z, label, *cast, *negs, num_fg or z.shape[1])
+    terms, target = terms.cast(dtype), target.detach().to(dtype)
+    negative = terms.neg_weight
+    if terms.neg_weight_bg is not None:
+        negative = torch.where(is_fg.unsqueeze(1), negative, terms.neg_weight_bg)
+    entry_weight = terms.pos_weight * target + negative * (1 - target)
+    if terms.gate is not None:
+        entry_weight = entry_weight * (terms.gate | (target > 0))
+    if weight is not None:
+        entry_weight = entry_weight * weight.detach().to(dtype)
+    logits = _logits(z.to(dtype), terms, is_fg)
+    entries, size = _SigmoidEntries.apply(logits, target, entry_weight, terms.gamma)
+    return entries, size * abs(terms.scale)
 
 
 def sigmoid_loss_entries(z: Tensor, target: Tensor, entry_weight: Tensor | float = 1.0) -> Tensor:
-    """``w_ij * BCE(z_ij, t_ij)`` of every entry, (N, K), differentiable by autograd.
-
-    The eager form: for soft targets, entry weights and ``reduction='none'``.
-    """
+    """``w_ij * BCE(z_ij, t_ij)`` of every entry, (N, K), differentiable by autograd."""
     dtype = compute_dtype(z)
     entries = F.binary_cross_entropy_with_logits(z.to(dtype), target.to(dtype), reduction='none')
     return entries * entry_weight

@@ -11,9 +11,8 @@ from mmdet_lt.statistics import ClassStatistics
 def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
     """Every head with a classification loss must have as many classes as the data set.
 
-    Also refuses a dense head whose classifier has a background column next to one of our sigmoid
-    losses: that happens when ``use_sigmoid=True`` is not written in the config, the only place
-    where such heads look.
+    Also refuses a dense head whose classifier has another width than one of our losses needs: that
+    happens when ``use_sigmoid`` is not written in the config, the only place where such heads look.
 
     Raises:
         InputError: With the counts of head, loss and data set and the config keys.
@@ -37,13 +36,23 @@ def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
                 'make them equal.'
             )
         width = getattr(head, 'cls_out_channels', None)
-        if hasattr(loss, 'set_class_statistics') and width is not None and width != in_head:
-            key = config_key(name)
-            raise InputError(
-                f'the classifier of `{key}` has {width} columns for {in_head} classes, '
-                f'{type(loss).__name__} needs {in_head}: write `{key}.loss_cls.use_sigmoid=True` '
-                'in the config.'
-            )
+        if hasattr(loss, 'dense_columns') and isinstance(width, int):
+            _check_dense_width(config_key(name), loss, width, in_head)
+
+
+def _check_dense_width(key: str, loss: nn.Module, width: int, num_classes: int) -> None:
+    wanted = loss.dense_columns(num_classes)
+    if wanted is None:
+        raise InputError(
+            f'{type(loss).__name__} in `{key}.loss_cls` needs {num_classes + loss.extra_columns} '
+            f'columns, a dense head has at most {num_classes + 1}: use it in an RoI head.'
+        )
+    if width != wanted:
+        raise InputError(
+            f'the classifier of `{key}` has {width} columns for {num_classes} classes, '
+            f'{type(loss).__name__} needs {wanted}: write '
+            f'`{key}.loss_cls.use_sigmoid={loss.sigmoid}` in the config.'
+        )
 
 
 def config_key(module_name: str) -> str:

@@ -42,7 +42,7 @@ class ClassStatisticsHook(Hook):
 
     Before anything is trained it looks whether the images are on disk, counts the classes of
     ``train_dataloader.dataset`` on rank 0, shares the result, and compares the class counts of
-    model, loss and data set. Losses with ``prior_prob`` get the bias ``-log((1 - π) / π)`` in their
+    model, loss and data set. Losses with ``prior_prob`` get their ``prior_bias()`` in their
     RoI head's initialisation (a loaded checkpoint still wins). Static statistics are written again
     after a checkpoint was loaded; on resume they must equal those of the checkpoint. Running
     statistics are never touched on resume. Their increments are summed over ranks and applied once
@@ -79,6 +79,7 @@ class ClassStatisticsHook(Hook):
         self.interval = interval
         self.statistics: ClassStatistics | None = None
         self._running: list[RunningStatistics] = []
+        self._dropped = 0.0
 
     # ---- set-up ----------------------------------------------------------------------------
 
@@ -95,6 +96,7 @@ class ClassStatisticsHook(Hook):
         model = _bare(runner.model)
         check_class_counts(model, self.statistics)
         for name, module in statistics_users(model):
+            module.where = name
             _set_prior_bias(model, name, module)
             module.set_class_statistics(self.statistics)
         for metric in metrics_without_statistics(runner):
@@ -169,6 +171,7 @@ class ClassStatisticsHook(Hook):
             flush(self._running)
         if self.interval and (runner.iter + 1) % self.interval == 0:
             self._log_ratio(runner)
+            self._warn_about_dropped()
 
     def _log_ratio(self, runner: Runner) -> None:
         losses = [m for m in self._running if hasattr(m, 'pos_grad') and hasattr(m, 'neg_grad')]
@@ -181,6 +184,18 @@ class ClassStatisticsHook(Hook):
                 pos, neg = sums[:, index].sum(1).tolist()
                 # RuntimeInfoHook logs under `train/`; so the value reaches every backend.
                 runner.message_hub.update_scalar(f'train/grad_ratio_{group}', pos / (neg + 1e-10))
+
+    def _warn_about_dropped(self) -> None:
+        dropped = torch.stack([m.dropped_increments for m in self._running]).sum().item()
+        if dropped > self._dropped:
+            print_log(
+                f'running statistics skipped {dropped - self._dropped:.0f} updates with NaN or '
+                'infinite gradients since the last report; `loss_cls.detect_anomaly=True` stops at '
+                'the first.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            self._dropped = dropped
 
     def after_train(self, runner: Runner) -> None:
         """Give the losses back their own stepping."""
@@ -198,13 +213,13 @@ def _set_prior_bias(model: nn.Module, name: str, loss: nn.Module) -> None:
     An entry that overrides ``fc_cls`` alone keeps the other defaults of the head; passing
     ``init_cfg`` in the config would replace them all.
     """
-    prior = getattr(loss, 'prior_prob', None)
+    bias = loss.prior_bias() if hasattr(loss, 'prior_bias') else None
     head = model.get_submodule(name.rpartition('.')[0])
-    if prior is None or getattr(loss, 'context', '') != 'roi' or not hasattr(head, 'fc_cls'):
+    if bias is None or getattr(loss, 'context', '') != 'roi' or not hasattr(head, 'fc_cls'):
         return
     entries = head.init_cfg or []
     entries = list(entries) if isinstance(entries, (list, tuple)) else [entries]
-    override = dict(type='Normal', std=0.01, bias_prob=prior, override=dict(name='fc_cls'))
+    override = dict(type='Normal', std=0.01, bias=bias, override=dict(name='fc_cls'))
     head.init_cfg = [*entries, override]
 
 

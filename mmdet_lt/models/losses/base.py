@@ -2,12 +2,6 @@
 
 Letters: ``N`` rows, ``C`` foreground classes, ``K`` columns of logits. Background label: ``C``.
 
-A loss says its *layout*:
-
-- ``'classes'``: ``K = C`` sigmoid columns, background is the all-zero target row;
-- ``'classes+objectness'``: in RoI heads ``K = C + 1``, the last column is the objectness of
-  background; dense heads have no room for it, there ``K = C``.
-
 RoI heads ask :meth:`LongTailLoss.get_cls_channels` while they are built, dense heads never do.
 That call is how a loss knows its context: scores of an RoI head need ``C + 1`` columns with
 background last, scores of a dense head exactly ``C``.
@@ -15,100 +9,95 @@ background last, scores of a dense head exactly ``C``.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses.rows import Rows, align_weight, loss_divisor, split_target
+from mmdet_lt.models.losses.tags import LossTags
 from mmdet_lt.ops.sigmoid import compute_dtype
 from mmdet_lt.statistics import ClassStatistics
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
 
-def one_hot(label: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """(N, K) one-hot rows; labels outside ``[0, K)`` give zero rows."""
-    inside = (label >= 0) & (label < num_columns)
-    target = torch.zeros(len(label), num_columns, dtype=dtype, device=label.device)
-    return target.scatter_(1, label.clamp(0, num_columns - 1)[:, None], inside[:, None].to(dtype))
-
-
-def reduce_loss(total: Tensor, rows: int, avg_factor: Any, reduction: str) -> Tensor:
-    """``total / avg_factor`` for 'mean' (by rows when it is None), ``total`` for 'sum'.
-
-    ``avg_factor`` may be a number, a 0-d or a (1,) tensor; 0 counts as 1, since a batch without
-    positives must give a finite loss.
-    """
-    if reduction == 'sum':
-        if avg_factor is not None:
-            raise ValueError("avg_factor cannot be used with reduction='sum': it divides a mean.")
-        return total
-    if avg_factor is None:
-        return total / max(rows, 1)
-    if isinstance(avg_factor, Tensor):
-        avg_factor = avg_factor.detach().reshape(()).to(total.dtype)
-        return total / torch.where(avg_factor > 0, avg_factor, torch.ones_like(avg_factor))
-    return total / (avg_factor if avg_factor > 0 else 1)
-
-
 class LongTailLoss(nn.Module):
-    """Base of the classification losses: arguments, targets, widths, reduction, scores.
+    """Base of the classification losses: arguments, targets, widths, reduction, statistics.
 
-    Sub-classes implement :meth:`loss_sum` (fast: integer labels, row weights) and
-    :meth:`loss_entries` (general: soft targets, entry weights, no reduction).
+    Methods sub-class :class:`SigmoidLoss` or :class:`SoftmaxLoss`, which bring the engine.
 
     Args:
-        use_sigmoid: Must be True for sigmoid losses. Dense heads read this key *from the config*
-            to choose the width of the classifier, so write it there.
+        use_sigmoid: Must say what the loss is. Dense heads read this key *from the config* to
+            choose the width of the classifier, so write it there.
         num_classes: C. Usually left out: RoI heads, the statistics or the checkpoint tell it.
         reduction: 'none', 'mean' or 'sum'.
         loss_weight: Factor of the loss.
+        class_weight: Fixed factor of the rows (softmax) or positive entries (sigmoid) of each
+            class: a number for all classes, a list of C, or of C + 1 with background last.
         prior_prob: Foreground probability π the classifier of an RoI head should start from:
-            ``ClassStatisticsHook`` sets its bias to ``-log((1 - π) / π)``. None leaves the head's
-            own initialisation.
+            ``ClassStatisticsHook`` sets its bias to :meth:`prior_bias`. None leaves the head's own
+            initialisation.
         class_statistics: Statistics file, annotation file or dict; only where no
             ``ClassStatisticsHook`` injects those of the training set.
+        detect_anomaly: Stop with an error at the first logit or loss that is not finite, before
+            any state learns from it. Costs one synchronisation a call.
 
     Raises:
         InputError: An argument contradicts the loss.
     """
 
-    layout = 'classes'
-    #: Names of the persistent buffers, each (C,).
+    tags: ClassVar[LossTags]
+    #: What ``use_sigmoid`` is.
+    sigmoid: ClassVar[bool]
+    #: Columns beside the C classes in RoI heads, and in dense heads (None: not for dense heads).
+    extra_columns: int = 0
+    extra_columns_dense: int | None = 0
+    #: Names of the persistent buffers that hold one value per class, and their length minus C.
     state_names: tuple[str, ...] = ()
+    state_extra = 0
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True
 
     def __init__(
         self,
-        use_sigmoid: bool = True,
+        use_sigmoid: bool | None = None,
         num_classes: int | None = None,
         reduction: str = 'mean',
         loss_weight: float = 1.0,
+        class_weight: float | Sequence[float] | None = None,
         prior_prob: float | None = None,
         class_statistics: Any = None,
+        detect_anomaly: bool = False,
     ) -> None:
         super().__init__()
-        if not use_sigmoid:
+        if use_sigmoid is not None and bool(use_sigmoid) != self.sigmoid:
             raise InputError(
-                f'{self.name} is a sigmoid loss: set `loss_cls.use_sigmoid=True`, found '
-                f'{use_sigmoid!r}.'
+                f'{self.name} is a {"sigmoid" if self.sigmoid else "softmax"} loss: set '
+                f'`loss_cls.use_sigmoid={self.sigmoid}`, found {use_sigmoid!r}.'
             )
         self._check_reduction(reduction)
         if prior_prob is not None and not 0 < prior_prob < 1:
             raise InputError(
                 f'`loss_cls.prior_prob` of {self.name} must lie in (0, 1), found {prior_prob}.'
             )
-        self.use_sigmoid = True
+        self.use_sigmoid = self.sigmoid
         self.reduction = reduction
         self.loss_weight = loss_weight
+        self.class_weight = class_weight
         self.prior_prob = prior_prob
+        self.detect_anomaly = detect_anomaly
         self.context = 'dense'
+        #: Name of the module within the model, for messages; the hook sets it.
+        self.where = ''
         #: `num_classes` as written in the config, kept for the comparison before training.
         self.given_num_classes = num_classes
         self._num_classes: int | None = None
+        self._ready = not self.tags.statistics
         if num_classes is not None:
             self._set_num_classes(int(num_classes), '`loss_cls.num_classes`')
         if class_statistics is not None:
@@ -132,6 +121,7 @@ class LongTailLoss(nn.Module):
             raise InputError(f'{source} must be at least 1 for {self.name}, found {num_classes}.')
         if self._num_classes is None:
             self._num_classes = num_classes
+            self._size_class_weight(num_classes)
             self.size_buffers(num_classes)
         elif self._num_classes != num_classes:
             raise InputError(
@@ -139,6 +129,24 @@ class LongTailLoss(nn.Module):
                 f'{self._num_classes}: make `num_classes` of the head, of `loss_cls` and the '
                 'classes of the data set agree.'
             )
+
+    def _size_class_weight(self, num_classes: int) -> None:
+        """Buffer (C + 1,) of ``class_weight``, background last; not part of checkpoints."""
+        given = self.class_weight
+        if given is None:
+            return
+        values = torch.as_tensor(given, dtype=torch.float32).flatten()
+        if values.numel() == 1:
+            values = values.expand(num_classes)
+        if len(values) == num_classes:
+            values = torch.cat([values, values.new_ones(1)])
+        if len(values) != num_classes + 1 or not bool((values >= 0).all()):
+            raise InputError(
+                f'`loss_cls.class_weight` of {self.name} must be a number or a list of '
+                f'{num_classes} or {num_classes + 1} (background last) numbers of at least 0, '
+                f'found {given!r}.'
+            )
+        self.register_buffer('fixed_weight', values.clone(), persistent=False)
 
     # ---- for sub-classes -------------------------------------------------------------------
 
@@ -148,15 +156,26 @@ class LongTailLoss(nn.Module):
     def take_statistics(self, stats: ClassStatistics) -> None:
         """Turn class statistics into buffers."""
 
-    def loss_sum(self, z: Tensor, label: Tensor, row_weight: Tensor | None, count: bool) -> Tensor:
-        """Sum over rows and columns, 0-d; ``count``: whether to update running statistics."""
+    def compute(self, rows: Rows) -> Tensor:
+        """Weighted loss: of every entry or row if ``rows.per_entry``, else also summed, 0-d."""
         raise NotImplementedError
 
-    def loss_entries(
-        self, z: Tensor, target: Tensor, is_fg: Tensor, weight: Tensor | None, count: bool
-    ) -> Tensor:
-        """Weighted loss of every entry, (N, K); ``target`` (N, K), ``is_fg`` (N,) bool."""
+    def prior_bias(self) -> float | None:
+        """Bias that gives a classifier the foreground probability ``prior_prob``."""
         raise NotImplementedError
+
+    def declare_static(self, **sizes: int) -> None:
+        """Register buffers, given by length, that the statistics or a checkpoint will fill."""
+        for name, size in sizes.items():
+            # NaN marks "never set".
+            self.register_buffer(name, torch.full((size,), float('nan')))
+
+    def fill_static(self, **values: Any) -> None:
+        """Write the buffers of :meth:`declare_static`."""
+        for name, value in values.items():
+            old = getattr(self, name)
+            new = torch.as_tensor(value, dtype=torch.float32)
+            setattr(self, name, new.to(old.device).reshape(old.shape))
 
     # ---- statistics ------------------------------------------------------------------------
 
@@ -164,89 +183,95 @@ class LongTailLoss(nn.Module):
         """Marker method: ``ClassStatisticsHook`` calls it with the training set's statistics."""
         self._set_num_classes(stats.num_classes, f'the statistics of {stats.source}')
         self.take_statistics(stats)
+        self._ready = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        mine = {
+            name: state_dict[prefix + name]
+            for name in self.state_names
+            if prefix + name in state_dict
+        }
         # A loss built without a class count takes it from the checkpoint, so that testing needs
         # neither annotations nor the hook.
         if self._num_classes is None:
-            sizes = {
-                len(value)
-                for key, value in state_dict.items()
-                if key in {prefix + name for name in self.state_names}
-            }
+            sizes = {len(value) - self.state_extra for value in mine.values()}
             if len(sizes) == 1 and (size := sizes.pop()) > 0:
                 self._set_num_classes(size, 'the checkpoint')
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.tags.statistics and mine:
+            self._ready = all(bool(torch.isfinite(value).all()) for value in mine.values())
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise InputError(
+                f'{self.name} has no class statistics: add '
+                "`custom_hooks=[dict(type='mmdet_lt.ClassStatisticsHook')]` or give "
+                '`loss_cls.class_statistics` an annotation or statistics file.'
+            )
 
     # ---- what heads ask --------------------------------------------------------------------
 
     def get_cls_channels(self, num_classes: int) -> int:
         """Width of an RoI head's classifier; also tells the loss that an RoI head owns it."""
         self.context = 'roi'
-        if self.given_num_classes not in (None, num_classes):
-            # ClassStatisticsHook knows the third number, that of the data set, and stops the run
-            # with all of them; without the hook the first forward stops at the width.
-            return num_classes + (self.layout == 'classes+objectness')
-        self._set_num_classes(num_classes, '`num_classes` of the RoI head')
-        return num_classes + (self.layout == 'classes+objectness')
+        # If three numbers disagree, ClassStatisticsHook, which knows that of the data set, stops
+        # the run with all of them; without the hook the first forward stops at the width.
+        if self.given_num_classes in (None, num_classes):
+            self._set_num_classes(num_classes, '`num_classes` of the RoI head')
+        return num_classes + self.extra_columns
 
-    def has_objectness(self, num_columns: int) -> bool:
-        """Whether the last of ``num_columns`` columns is the objectness of background."""
-        return (
-            self.layout == 'classes+objectness'
-            and self._num_classes is not None
-            and num_columns == self._num_classes + 1
-        )
+    def dense_columns(self, num_classes: int) -> int | None:
+        """Width a dense head's classifier must have; None if dense heads cannot use the loss."""
+        if self.extra_columns_dense is None:
+            return None
+        return num_classes + self.extra_columns_dense
+
+    def allowed_extra(self) -> tuple[int, ...]:
+        """Columns beside the classes that logits may have."""
+        dense = () if self.extra_columns_dense is None else (self.extra_columns_dense,)
+        return tuple(sorted({*dense, self.extra_columns}))
 
     def check_width(self, cls_score: Tensor) -> None:
         """Raise InputError unless K, the width of the logits, fits C and the layout."""
         num_columns = cls_score.shape[-1]
         if self._num_classes is None:
-            # Nobody told: a dense head, whose width is C when `use_sigmoid=True` is written.
-            self._set_num_classes(num_columns, 'the classifier')
+            # Nobody told: a dense head.
+            dense = self.extra_columns_dense
+            extra = self.extra_columns if dense is None else dense
+            self._set_num_classes(num_columns - extra, 'the classifier')
             self.to(cls_score.device)
-        if num_columns == self._num_classes or self.has_objectness(num_columns):
+        allowed = self.allowed_extra()
+        if num_columns - self._num_classes in allowed:
             return
-        wanted = f'{self._num_classes}'
-        if self.layout == 'classes+objectness':
-            wanted += f' (dense head) or {self._num_classes + 1} (RoI head)'
+        wanted = ' or '.join(str(self._num_classes + extra) for extra in allowed)
+        if self.extra_columns_dense not in (None, self.extra_columns):
+            dense, roi = (
+                self._num_classes + e for e in (self.extra_columns_dense, self.extra_columns)
+            )
+            wanted = f'{dense} (dense head) or {roi} (RoI head)'
         raise InputError(
             f'{self.name} expects {wanted} logits a row, found {num_columns}: in a dense head '
-            'write `loss_cls.use_sigmoid=True`, in an RoI head use one that asks the loss for its '
-            'width (Shared2FCBBoxHead, ConvFCBBoxHead), and make `num_classes` agree.'
+            f'write `loss_cls.use_sigmoid={self.sigmoid}`, in an RoI head use one that asks the '
+            'loss for its width (Shared2FCBBoxHead, ConvFCBBoxHead), and make `num_classes` agree.'
         )
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Scores at test: (N, C + 1) with background last in RoI heads, (N, C) in dense heads."""
-        self.check_width(cls_score)
-        scores = cls_score.to(compute_dtype(cls_score)).sigmoid()
-        if self.has_objectness(cls_score.shape[-1]):
-            background = scores[..., -1:]
-            return torch.cat([scores[..., :-1] * (1 - background), background], dim=-1)
-        if self.context == 'roi':
-            return torch.cat([scores, torch.zeros_like(scores[..., :1])], dim=-1)
-        return scores
+        raise NotImplementedError
+
+    def predict(self, cls_score: Tensor) -> Tensor:
+        """Label of the best column of each row, C for background, int64 (N,)."""
+        raise NotImplementedError
 
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``{'acc': percent of rows whose best column is the label}``, 0-d, float32.
-
-        Without an objectness column a row counts as background when no class reaches 0.5.
-        """
+        """``{'acc': percent of rows whose best column is the label}``, 0-d, float32."""
         if len(labels) == 0:
             return dict(acc=cls_score.new_zeros((), dtype=torch.float32))
         with torch.no_grad():
             self.check_width(cls_score)
-            num_classes = self.num_classes
-            # Sigmoid keeps the order, so the best class needs one maximum over the logits only.
-            best, predicted = cls_score[:, :num_classes].float().max(1)
-            best, background = best.sigmoid(), best.new_tensor(0.5)
-            if self.has_objectness(cls_score.shape[1]):
-                background = cls_score[:, num_classes].float().sigmoid()
-                best = best * (1 - background)
-            predicted = predicted.masked_fill(best <= background, num_classes)
-            outside = (labels < 0) | (labels > num_classes)
-            wanted = labels.masked_fill(outside, num_classes)
-            return dict(acc=(predicted == wanted).float().mean() * 100)
+            outside = (labels < 0) | (labels > self.num_classes)
+            wanted = labels.masked_fill(outside, self.num_classes)
+            return dict(acc=(self.predict(cls_score) == wanted).float().mean() * 100)
 
     # ---- the call --------------------------------------------------------------------------
 
@@ -269,13 +294,15 @@ class LongTailLoss(nn.Module):
         Args:
             cls_score: Logits, (N, K), any floating dtype.
             target: Labels (N,) int, where everything outside ``[0, C)`` is background; or a soft
-                target (N, C) float; or ``(label, quality)``, both (N,).
-            weight: None, (N,) or (N, K). Rows of weight 0 change neither loss nor statistics.
+                target (N, C) float, or (N, C + 1) with background last; or ``(label, quality)``,
+                both (N,).
+            weight: None, (N,), (N, K) or (N, C). Rows of weight 0 change neither loss nor
+                statistics.
             avg_factor: Divisor of the sum for 'mean'; rows by default.
             reduction_override: Replaces ``reduction``; 'none' never updates statistics.
 
         Returns:
-            0-d tensor, or (N, K) for 'none', in float32.
+            0-d tensor in float32; for 'none' (N, K) from sigmoid losses, (N,) from softmax losses.
 
         Raises:
             InputError: Shapes or types outside of the contract, statistics missing.
@@ -287,71 +314,45 @@ class LongTailLoss(nn.Module):
                 f'{self.name} expects logits of shape (N, K), found {tuple(cls_score.shape)}.'
             )
         self.check_width(cls_score)
-        count = self.training and torch.is_grad_enabled() and reduction != 'none'
-        with torch.autocast(cls_score.device.type, enabled=False):
-            return self.loss_weight * self._forward(
-                cls_score, target, weight, avg_factor, reduction, count
-            )
-
-    def _forward(self, z, target, weight, avg_factor, reduction, count) -> Tensor:
-        if weight is not None and weight.shape not in ((len(z),), z.shape):
-            raise InputError(
-                f'`weight` of {self.name} must have shape ({len(z)},) or {tuple(z.shape)}, found '
-                f'{tuple(weight.shape)}.'
-            )
-        label, soft = self._split_target(z, target)
-        if len(z) == 0:
-            zero = z.to(compute_dtype(z)) * 0
-            return zero if reduction == 'none' else zero.sum()
-        fast = soft is None and reduction != 'none' and (weight is None or weight.dim() == 1)
-        if fast:
-            row_weight = None if weight is None else weight.detach()
-            total = self.loss_sum(z, label, row_weight, count)
-            return reduce_loss(total, len(z), avg_factor, reduction)
-        if soft is None:
-            soft = one_hot(label, z.shape[1], compute_dtype(z))
-            is_fg = (label >= 0) & (label < self.num_classes)
-        else:
-            is_fg = (soft > 0).any(1)
-        if weight is not None:
-            weight = (weight[:, None] if weight.dim() == 1 else weight).detach()
-            weight = weight.to(compute_dtype(z))
-        entries = self.loss_entries(z, soft, is_fg, weight, count)
-        if reduction == 'none':
-            return entries
-        return reduce_loss(entries.sum(), len(z), avg_factor, reduction)
-
-    def _split_target(self, z: Tensor, target: Any) -> tuple[Tensor | None, Tensor | None]:
-        """``(label, None)`` or ``(None, soft)``; background labels become C."""
-        num_classes, rows = self.num_classes, len(z)
-        quality = None
-        if isinstance(target, (tuple, list)) and len(target) == 2:
-            target, quality = target
-        if not isinstance(target, Tensor) or len(target) != rows:
-            found = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
-            raise InputError(f'{self.name} got {rows} rows of logits and the target {found}.')
-        if target.dim() == 1 and not target.is_floating_point():
-            label = target.long()
-            label = label.masked_fill((label < 0) | (label > num_classes), num_classes)
-            if quality is None:
-                return label, None
-            self._no_soft_objectness(z)
-            soft = one_hot(label, num_classes, compute_dtype(z))
-            return None, soft * quality.detach().to(soft.dtype)[:, None]
-        if target.shape == (rows, num_classes) and quality is None:
-            self._no_soft_objectness(z)
-            return None, target.detach().to(compute_dtype(z))
-        raise InputError(
-            f'{self.name} takes labels ({rows},) int, soft targets ({rows}, {num_classes}) or '
-            f'(label, quality), found {tuple(target.shape)} of {target.dtype}.'
+        self._check_ready()
+        if self.detect_anomaly:
+            self._check_finite('logits', cls_score)
+        label, soft, background = split_target(self.name, cls_score, target, self.num_classes)
+        rows = Rows(
+            z=cls_score,
+            label=label,
+            num_classes=self.num_classes,
+            soft=soft,
+            background=background,
+            weight=align_weight(self.name, cls_score, weight, self.num_classes),
+            divisor=loss_divisor(avg_factor, reduction, len(label), compute_dtype(cls_score)),
+            count=self.training and torch.is_grad_enabled() and reduction != 'none',
+            per_entry=reduction == 'none',
         )
+        with torch.autocast(cls_score.device.type, enabled=False):
+            loss = self.compute(rows) if len(label) else self._empty(rows)
+            loss = self.loss_weight * (loss if rows.per_entry else loss / rows.divisor)
+        if self.detect_anomaly:
+            self._check_finite('losses', loss)
+        return loss
 
-    def _no_soft_objectness(self, z: Tensor) -> None:
-        if self.has_objectness(z.shape[1]):
-            raise InputError(
-                f'{self.name} with an objectness column takes integer labels only: soft targets '
-                'say nothing about background; use it in a dense head.'
-            )
+    def _empty(self, rows: Rows) -> Tensor:
+        """Zero that keeps the graph, so that every rank has a gradient for its classifier."""
+        zero = rows.z.to(compute_dtype(rows.z)) * 0
+        if not rows.per_entry:
+            return zero.sum()
+        return zero if self.sigmoid else zero.sum(1)
+
+    def _check_finite(self, what: str, values: Tensor) -> None:
+        finite = torch.isfinite(values.detach())
+        if bool(finite.all()):
+            return
+        iteration = MessageHub.get_current_instance().get_info('iter', default='unknown')
+        raise InputError(
+            f'{int((~finite).sum())} of {values.numel()} {what} of `{self.where or self.name}` '
+            f'({self.name}) are NaN or infinite in iteration {iteration}: lower the learning rate, '
+            'clip gradients (`optim_wrapper.clip_grad`) or check the boxes of the data set.'
+        )
 
     def extra_repr(self) -> str:
         return (

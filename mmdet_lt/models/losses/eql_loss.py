@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from mmdet_lt.errors import InputError
-from mmdet_lt.models.losses.base import LongTailLoss
-from mmdet_lt.ops.sigmoid import sigmoid_loss_entries, weighted_sigmoid_loss
+from mmdet_lt.models.losses.rows import Rows
+from mmdet_lt.models.losses.sigmoid_loss import SigmoidLoss
+from mmdet_lt.models.losses.tags import LossTags
+from mmdet_lt.ops.sigmoid import SigmoidTerms, weighted_sigmoid_loss
 from mmdet_lt.registry import MODELS
 from mmdet_lt.statistics import ClassStatistics
 
@@ -49,7 +51,7 @@ def equalization_loss(
 
 
 @MODELS.register_module()
-class EQLLoss(LongTailLoss):
+class EQLLoss(SigmoidLoss):
     """Equalization loss, see the formula above.
 
     Args:
@@ -58,10 +60,18 @@ class EQLLoss(LongTailLoss):
         prior_prob: π the classifier of an RoI head starts from, paper 0.001.
         kwargs: Arguments of :class:`LongTailLoss`.
 
+    Buffer, saved in checkpoints: ``tail`` (C,).
+
     Shapes: logits (N, C) without a background column, labels (N,), ``weight`` (N,) or (N, C).
     """
 
-    layout = 'classes'
+    tags = LossTags(
+        title='Equalization loss',
+        paper='CVPR 2020',
+        url='https://arxiv.org/abs/2003.05176',
+        statistics=True,
+        variants=(dict(lambda_=0.0), dict(lambda_=1.0)),
+    )
     state_names = ('tail',)
 
     def __init__(
@@ -75,35 +85,11 @@ class EQLLoss(LongTailLoss):
         super().__init__(prior_prob=prior_prob, **kwargs)
 
     def size_buffers(self, num_classes: int) -> None:
-        # NaN marks "never set": a checkpoint or the statistics replace it.
-        self.register_buffer('tail', torch.full((num_classes,), float('nan')))
-        self._has_tail = False
+        self.declare_static(tail=num_classes)
 
     def take_statistics(self, stats: ClassStatistics) -> None:
-        tail = torch.as_tensor(stats.image_frequency < self.lambda_, dtype=torch.float32)
-        self.tail = tail.to(self.tail.device)
-        self._has_tail = True
+        self.fill_static(tail=stats.image_frequency < self.lambda_)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if f'{prefix}tail' in state_dict:
-            self._has_tail = bool(torch.isfinite(state_dict[f'{prefix}tail']).all())
-
-    def _check_ready(self) -> None:
-        if not self._has_tail:
-            raise InputError(
-                'EQLLoss has no class statistics: add '
-                "`custom_hooks=[dict(type='mmdet_lt.ClassStatisticsHook')]` or give "
-                '`loss_cls.class_statistics` an annotation or statistics file.'
-            )
-
-    def loss_sum(self, z, label, row_weight, count) -> Tensor:
-        self._check_ready()
-        return equalization_loss(z, label, self.tail, row_weight)
-
-    def loss_entries(self, z, target, is_fg, weight, count) -> Tensor:
-        self._check_ready()
-        entry_weight = 1 - is_fg[:, None].to(target.dtype) * self.tail * (1 - target)
-        if weight is not None:
-            entry_weight = entry_weight * weight
-        return sigmoid_loss_entries(z, target, entry_weight)
+    def terms(self, rows: Rows) -> SigmoidTerms:
+        ones = self.ones(rows)
+        return SigmoidTerms(ones, 1 - self.tail, ones)

@@ -30,9 +30,11 @@ import torch
 from torch import Tensor
 
 from mmdet_lt.errors import InputError
-from mmdet_lt.models.losses.base import LongTailLoss
+from mmdet_lt.models.losses.rows import Rows, fit_columns
 from mmdet_lt.models.losses.running import RunningStatistics
-from mmdet_lt.ops.sigmoid import sigmoid_loss_entries, weighted_sigmoid_loss
+from mmdet_lt.models.losses.sigmoid_loss import SigmoidLoss
+from mmdet_lt.models.losses.tags import LossTags
+from mmdet_lt.ops.sigmoid import SigmoidTerms, weighted_sigmoid_loss
 from mmdet_lt.registry import MODELS
 
 #: Gradient ratio before anything was seen: far above μ, so that all weights start at 1.
@@ -70,7 +72,7 @@ def eqlv2_loss(
 
 
 @MODELS.register_module()
-class EQLv2Loss(RunningStatistics, LongTailLoss):
+class EQLv2Loss(RunningStatistics, SigmoidLoss):
     """Equalization loss v2, see the formula above.
 
     Args:
@@ -85,7 +87,14 @@ class EQLv2Loss(RunningStatistics, LongTailLoss):
     Shapes: logits (N, C + 1) in RoI heads, (N, C) in dense heads.
     """
 
-    layout = 'classes+objectness'
+    tags = LossTags(
+        title='Equalization loss v2',
+        paper='CVPR 2021',
+        url='https://arxiv.org/abs/2012.08548',
+        running=True,
+        variants=(dict(alpha=0.0), dict(gamma=2.0, mu=0.1)),
+    )
+    objectness = True
     state_names = ('pos_grad', 'neg_grad', 'pos_neg')
 
     def __init__(
@@ -124,29 +133,10 @@ class EQLv2Loss(RunningStatistics, LongTailLoss):
     def reset_running(self) -> None:
         self.size_buffers(self.num_classes)
 
-    def column_weights(self, num_columns: int) -> tuple[Tensor, Tensor]:
-        """``(w⁺, w⁻)`` of all columns, (K,), weight 1 for objectness."""
+    def terms(self, rows: Rows) -> SigmoidTerms:
         pos, neg = eqlv2_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
-        if self.has_objectness(num_columns):
-            one = pos.new_ones(1)
-            pos, neg = torch.cat([pos, one]), torch.cat([neg, one])
-        return pos, neg
+        num_columns = rows.z.shape[1]
+        return SigmoidTerms(fit_columns(pos, num_columns, 1.0), fit_columns(neg, num_columns, 1.0))
 
-    def loss_sum(self, z, label, row_weight, count) -> Tensor:
-        pos_weight, neg_weight = self.column_weights(z.shape[1])
-        loss, pos_grad, neg_grad = eqlv2_loss(z, label, pos_weight, neg_weight, row_weight)
-        if count:
-            self.add_increment(torch.stack([pos_grad, neg_grad])[:, : self.num_classes])
-        return loss
-
-    def loss_entries(self, z, target, is_fg, weight, count) -> Tensor:
-        pos_weight, neg_weight = self.column_weights(z.shape[1])
-        entry_weight = pos_weight * target + neg_weight * (1 - target)
-        if weight is not None:
-            entry_weight = entry_weight * weight
-        if count:
-            with torch.no_grad():
-                grad = (z.to(target.dtype).sigmoid() - target).abs() * entry_weight
-                sums = torch.stack([(grad * target).sum(0), (grad * (1 - target)).sum(0)])
-            self.add_increment(sums[:, : self.num_classes])
-        return sigmoid_loss_entries(z, target, entry_weight)
+    def observe(self, rows: Rows, pos_grad: Tensor, neg_grad: Tensor) -> None:
+        self.add_increment(torch.stack([pos_grad, neg_grad]))

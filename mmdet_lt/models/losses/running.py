@@ -27,22 +27,32 @@ class RunningStatistics(nn.Module):
       step all see the same state, and a rank whose batch never reaches the loss cannot hang the
       others.
     - Without it every counted call is its own step.
+
+    An increment with a NaN or an infinity in it (a step that mixed precision will skip) is dropped
+    whole, and counted in ``dropped_increments``, which the hook reports.
     """
 
     def init_running(self) -> None:
         """Call once in the constructor."""
         self.step_driven = False
         self.register_buffer('pending', torch.zeros(0), persistent=False)
+        self.register_buffer('dropped_increments', torch.zeros(()), persistent=False)
 
     def add_increment(self, increment: Tensor) -> None:
-        """Take the increments (S, C) of one counted call of this rank."""
+        """Take the increments, of one fixed shape, of one counted call of this rank."""
         increment = increment.detach().to(torch.float32)
-        if self.step_driven:
-            if self.pending.shape != increment.shape:
-                self.pending = torch.zeros_like(increment)
-            self.pending += increment
+        if not self.step_driven:
+            self.apply_finite(all_reduce_sum(increment))
+        elif self.pending.shape == increment.shape:
+            self.pending = self.pending + increment
         else:
-            self.apply_increment(all_reduce_sum(increment))
+            self.pending = increment
+
+    def apply_finite(self, increment: Tensor) -> None:
+        """Apply a summed increment unless something in it is not finite."""
+        finite = torch.isfinite(increment).all()
+        self.dropped_increments = self.dropped_increments + (~finite).float()
+        self.apply_increment(torch.where(finite, increment, torch.zeros_like(increment)))
 
     def take_pending(self, like: Tensor) -> Tensor:
         """Hand out the waiting increments, zeros of ``like``'s shape when there are none."""
@@ -55,7 +65,11 @@ class RunningStatistics(nn.Module):
         raise NotImplementedError
 
     def apply_increment(self, increment: Tensor) -> None:
-        """Add increments, already summed over ranks, to the buffers."""
+        """Add increments, already summed over ranks and finite, to the buffers.
+
+        Zeros must leave the buffers as they are. Assign new tensors: an in-place change would
+        spoil a graph that still holds the old values.
+        """
         raise NotImplementedError
 
     def reset_running(self) -> None:
@@ -72,4 +86,4 @@ def flush(losses: list[RunningStatistics]) -> None:
     total = all_reduce_sum(torch.cat([increment.flatten() for increment in waiting]))
     sizes = [like.numel() for like in likes]
     for loss, like, part in zip(losses, likes, total.split(sizes), strict=True):
-        loss.apply_increment(part.view_as(like))
+        loss.apply_finite(part.view_as(like))

@@ -1,0 +1,29 @@
+"""Class weights from counts, which a deferred schedule can switch on later (DRW)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ClassReweighting(nn.Module):
+    """Mixin for losses with a weight per class, ``balance_weight`` (C + 1,), background last.
+
+    ``DeferredRebalancingHook`` calls :meth:`set_rebalancing`; while it is off all weights are 1.
+    """
+
+    #: Whether the weights apply; a schedule, not a state: the hook sets it again on resume.
+    rebalancing = True
+
+    def set_rebalancing(self, active: bool) -> None:
+        """Marker method: switch the class weights on or off."""
+        self.rebalancing = bool(active)
+
+    def label_weight(self) -> Tensor | None:
+        """Weights of the classes, or None while they are off."""
+        return self.balance_weight if self.rebalancing else None
+
+
+def with_background(class_weight: Tensor, value: float = 1.0) -> Tensor:
+    """(C + 1,) from (C,): the weight of background appended."""
+    return torch.cat([class_weight, class_weight.new_full((1,), value)])
