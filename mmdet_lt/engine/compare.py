@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.utils.files import write_text_atomic
+from mmdet_lt.utils.logs import read_scalars
 
 #: Columns of the table: header, key of the metric, factor.
 COLUMNS = (
@@ -107,18 +108,6 @@ def _fingerprint(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
 
 
-def scalars(folder: Path) -> list[dict[str, Any]]:
-    """All logged lines of a run, oldest first, over restarts."""
-    lines = []
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:  # the run is writing this line now
-                continue
-    return lines
-
-
 def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> dict[str, Any]:
     """Train and evaluate one run, or reuse it; returns its ``result.json``.
 
@@ -155,7 +144,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
             while process.poll() is None:
                 time.sleep(1.0)
                 if bar is not None:
-                    steps = [line['step'] for line in scalars(run.folder) if 'loss' in line]
+                    steps = [line['step'] for line in read_scalars(run.folder) if 'loss' in line]
                     bar.update(max(steps[-1] - bar.n, 0) if steps else 0)
         except BaseException:
             process.terminate()
@@ -170,7 +159,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
             f'training {run.label!r} (seed {run.seed}) stopped with status {process.returncode}: '
             f'{tail[-1] if tail else "no output"} (log: {log}).'
         )
-    logged = scalars(run.folder)
+    logged = read_scalars(run.folder)
     metrics = next(line for line in reversed(logged) if any(k.startswith('lvis/') for k in line))
     result = dict(
         label=run.label,

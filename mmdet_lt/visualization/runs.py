@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.utils.files import read_json
+from mmdet_lt.utils.logs import read_scalars
 
 
 @dataclass(eq=False)
@@ -135,13 +134,4 @@ def _scalars(folder: Path) -> list[dict[str, Any]]:
     # <run>/<time stamp>/vis_data/scalars.json: restarts are sibling time stamps of one run
     root = newest.parents[2] if newest.parent.name == 'vis_data' else newest.parent
     root = root if root == folder or folder in root.parents else newest.parent
-    lines: list[dict[str, Any]] = []
-    for path in sorted(root.rglob('scalars.json')):
-        for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # a killed run may leave half a line
-                continue
-            if isinstance(line, Mapping):
-                lines.append(dict(line))
-    return lines
+    return read_scalars(root)
