@@ -9,7 +9,10 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
-custom_hooks = [dict(type='mmdet_lt.ClassStatisticsHook')]
+custom_hooks = [
+    dict(type='mmdet_lt.ClassStatisticsHook'),
+    dict(type='mmdet_lt.SamplerStateHook'),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,

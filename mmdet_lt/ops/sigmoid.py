@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-#: Rows per block on CPU: 256 x 1203 float32 (1.2 MB) and its sigmoid stay in the L2 cache.
-CPU_BLOCK_ROWS = 256
+#: Entries per block on CPU: temporaries of 0.5 MB stay in the cache, small beside the logits.
+CPU_BLOCK_ENTRIES = 1 << 17
 #: Entries per block elsewhere: enough to fill a GPU, small beside the logits of a dense head.
 BLOCK_ENTRIES = 1 << 24
 
@@ -42,9 +42,8 @@ def grad_dtype(z: Tensor) -> torch.dtype:
 
 def row_blocks(z: Tensor) -> list[tuple[int, int]]:
     """(start, end) of blocks of rows that keep temporaries small."""
-    step = CPU_BLOCK_ROWS
-    if z.device.type != 'cpu':
-        step = max(BLOCK_ENTRIES // max(z.shape[1], 1), 1)
+    entries = CPU_BLOCK_ENTRIES if z.device.type == 'cpu' else BLOCK_ENTRIES
+    step = max(entries // max(z.shape[1], 1), 1)
     return [(start, min(start + step, len(z))) for start in range(0, len(z), step)]
 
 
@@ -82,17 +81,14 @@ class SigmoidTerms:
         return SigmoidTerms(**values)
 
 
-def _weighted(rows: Tensor | None, matrix: Tensor) -> Tensor:
-    """Column sums of ``matrix`` weighted by ``rows``, as one matrix-vector product."""
-    return matrix.sum(0) if rows is None else rows @ matrix
-
-
 def _logits(z: Tensor, terms: SigmoidTerms, is_fg: Tensor) -> Tensor:
     """``a z + b``."""
     if terms.scale != 1.0:
         z = z * terms.scale
     if terms.shift_bg is not None:
-        return z + torch.where(is_fg.unsqueeze(1), terms.shift, terms.shift_bg)
+        # Rows by index: several times faster on CPU than `where` of two broadcast vectors.
+        shifts = torch.stack([terms.shift_bg, terms.shift])
+        return shifts.index_select(0, is_fg.long()).add_(z)
     return z if terms.shift is None else z + terms.shift
 
 
@@ -133,58 +129,83 @@ class _WeightedSigmoidLoss(Function):
         return grad.mul_(grad_loss).to(ctx.saved_tensors[0].dtype), None, None, None, None
 
 
+class _Positives:
+    """What the positive entry of each row contributes, for all rows at once, (N,) each."""
+
+    def __init__(self, z, label, row_weight, terms, is_fg):
+        num_columns = z.shape[1]
+        self.exists = (label >= 0) & (label < num_columns)
+        self.column = label.clamp(0, num_columns - 1)
+        self.index = self.column.unsqueeze(1)
+        zy = z.gather(1, self.index)[:, 0].to(compute_dtype(z)) * terms.scale
+        if terms.shift is not None:
+            shift = terms.shift[self.column]
+            if terms.shift_bg is not None:
+                shift = torch.where(is_fg, shift, terms.shift_bg[self.column])
+            zy = zy + shift
+        gamma = terms.gamma[self.column] if isinstance(terms.gamma, Tensor) else terms.gamma
+        grad, loss = _focal(torch.sigmoid(-zy), F.softplus(-zy), gamma)
+        weight = terms.pos_weight[self.column] * self.exists
+        if row_weight is not None:
+            weight = weight * row_weight
+        self.loss = weight @ loss
+        self.grad = weight * grad
+        # What the entry holds as a negative: nothing where it is positive. Taken out before the
+        # sums over columns, not afterwards: the difference of two large sums would cost digits.
+        self.rest = torch.stack([torch.sigmoid(zy), F.softplus(zy)]).masked_fill(self.exists, 0)
+        self.rest = self.rest.unsqueeze(2)
+
+
+def _negative_weights(terms, is_fg, row_weight, dtype):
+    """``(kinds, weights)``, (R, N) and (R, K): negative entries weigh ``kinds.T @ weights``."""
+    if terms.neg_weight_bg is None:
+        rows = torch.ones_like(is_fg, dtype=dtype) if row_weight is None else row_weight
+        return rows.unsqueeze(0), terms.neg_weight.unsqueeze(0)
+    kinds = torch.stack([is_fg, ~is_fg]).to(dtype)
+    kinds = kinds if row_weight is None else kinds * row_weight
+    return kinds, torch.stack([terms.neg_weight, terms.neg_weight_bg])
+
+
 def _pass(z, label, row_weight, terms, num_fg, need_grad):
     dtype = compute_dtype(z)
-    num_columns = z.shape[1]
-    loss = z.new_zeros((), dtype=dtype)
-    pos = z.new_zeros(num_columns, dtype=dtype)
-    neg = z.new_zeros(num_columns, dtype=dtype)
+    is_fg = (label >= 0) & (label < num_fg)
+    own = _Positives(z, label, row_weight, terms, is_fg)
+    kinds, weights = _negative_weights(terms, is_fg, row_weight, dtype)
+    loss_sums, grad_sums = torch.zeros_like(weights), torch.zeros_like(weights)
     grad = torch.empty_like(z, dtype=grad_dtype(z)) if need_grad else None
-    gamma = terms.gamma
+    in_place = need_grad and grad.dtype == dtype
     for start, end in row_blocks(z):
-        yb = label[start:end]
-        sb = None if row_weight is None else row_weight[start:end]
-        is_fg = (yb >= 0) & (yb < num_fg)
-        zb = _logits(z[start:end].to(dtype), terms, is_fg)
-        has_pos = (yb >= 0) & (yb < num_columns)
-        column = yb.clamp(0, num_columns - 1)
-        index = column.unsqueeze(1)
-        zy = zb.gather(1, index)[:, 0]
-        gamma_y = gamma[column] if isinstance(gamma, Tensor) else gamma
-        pos_grad, pos_loss = _focal(torch.sigmoid(-zy), F.softplus(-zy), gamma_y)
-        # From here on `p` is the gradient of the entries taken as negatives, `soft` their loss.
-        # Positive entries are taken out of the negative sums before summing, not subtracted
-        # afterwards: the difference of two large sums would cost digits.
-        p, soft = _focal(torch.sigmoid(zb), F.softplus(zb), gamma)
+        block = slice(start, end)
+        zb = _logits(z[block].to(dtype), terms, is_fg[block])
+        # `p` becomes the gradient of the entries taken as negatives, `soft` is their loss.
+        p = torch.sigmoid(zb, out=grad[block]) if in_place else torch.sigmoid(zb)
+        soft = F.softplus(zb)
+        p.scatter_(1, own.index[block], own.rest[0, block])
+        soft.scatter_(1, own.index[block], own.rest[1, block])
+        if terms.gamma is not None:
+            p, soft = _focal(p, soft, terms.gamma)
         if terms.gate is not None:
-            keep = terms.gate[start:end]
-            p, soft = p.mul_(keep), soft.mul_(keep)
-        p.scatter_(1, index, p.gather(1, index).masked_fill(has_pos.unsqueeze(1), 0))
-        soft.scatter_(1, index, soft.gather(1, index).masked_fill(has_pos.unsqueeze(1), 0))
-        if terms.neg_weight_bg is None:
-            loss = loss + _weighted(sb, soft) @ terms.neg_weight
-            neg += _weighted(sb, p) * terms.neg_weight
-        else:
-            kinds = torch.stack([is_fg, ~is_fg]).to(dtype)
-            if sb is not None:
-                kinds = kinds * sb
-            weights = torch.stack([terms.neg_weight, terms.neg_weight_bg])
-            loss = loss + (kinds @ soft * weights).sum()
-            neg += (kinds @ p * weights).sum(0)
-        keep = has_pos.to(dtype) if sb is None else has_pos.to(dtype) * sb
-        row_pos = terms.pos_weight[column]
-        loss = loss + (keep * row_pos * pos_loss).sum()
-        pos.index_add_(0, column, keep * row_pos * pos_grad)
+            p, soft = p.mul_(terms.gate[block]), soft.mul_(terms.gate[block])
+        # Sums over rows as products with a matrix of one or two rows.
+        loss_sums.addmm_(kinds[:, block], soft)
+        grad_sums.addmm_(kinds[:, block], p)
+        del soft  # before the next temporary
         if need_grad:
-            if terms.neg_weight_bg is None:
-                p.mul_(terms.neg_weight)
+            if terms.neg_weight_bg is not None:
+                p.mul_(kinds[:, block].T @ weights)
             else:
-                p.mul_(torch.where(is_fg.unsqueeze(1), terms.neg_weight, terms.neg_weight_bg))
-            positive = torch.where(has_pos, -row_pos * pos_grad, p.gather(1, index)[:, 0])
-            p.scatter_(1, index, positive.unsqueeze(1))
-            if sb is not None:
-                p.mul_(sb.unsqueeze(1))
-            grad[start:end] = p
+                p.mul_(weights)
+                if row_weight is not None:
+                    p.mul_(row_weight[block].unsqueeze(1))
+            if not in_place or terms.gamma is not None:
+                grad[block] = p
+    loss = own.loss + (loss_sums * weights).sum()
+    neg = (grad_sums * weights).sum(0)
+    pos = torch.zeros_like(neg).index_add_(0, own.column, own.grad)
+    if need_grad:
+        rest = grad.gather(1, own.index)
+        positive = torch.where(own.exists, -own.grad, rest[:, 0].to(dtype)).to(grad.dtype)
+        grad.scatter_(1, own.index, positive.unsqueeze(1))
     if terms.scale != 1.0:
         pos, neg = pos * abs(terms.scale), neg * abs(terms.scale)
         if need_grad:

@@ -1,14 +1,25 @@
 """Every config loads, and its model, sampler arguments, metric and hooks exist."""
 
+import functools
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.registry import init_default_scope
 
 ROOT = Path(__file__).resolve().parents[2] / 'configs'
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _read_metafiles_once():
+    """MMEngine parses a hundred YAML files for every base of another package."""
+    with mock.patch.object(config_utils, 'load', functools.cache(config_utils.load)):
+        yield
 
 
 def test_the_promised_configs_exist():
@@ -23,18 +34,48 @@ def test_config_builds(path):
     cfg = Config.fromfile(str(path))
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
-    model = MODELS.build(cfg.model)
-    head = model.roi_head.bbox_head
-    loss = head.loss_cls
-    if hasattr(loss, 'set_class_statistics'):
-        assert head.fc_cls.out_features == loss.get_cls_channels(head.num_classes)
+    with torch.device('meta'):  # shapes only: no memory is filled
+        model = MODELS.build(cfg.model)
+    if hasattr(model, 'roi_head'):
+        check_two_stage(model.roi_head.bbox_head)
     else:
-        assert head.fc_cls.out_features == head.num_classes + 1
+        check_one_stage(model.bbox_head)
     assert DATASETS.get(cfg.train_dataloader.dataset.type) is not None
     assert DATA_SAMPLERS.get(cfg.train_dataloader.sampler.type) is not None
     assert METRICS.get(cfg.val_evaluator.type) is not None
     hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
     assert type(hooks[0]).__name__ == 'ClassStatisticsHook'
+    masks = hasattr(model, 'roi_head') and model.roi_head.with_mask
+    metrics = cfg.val_evaluator.metric
+    assert ('segm' in metrics) == masks and 'bbox' in metrics
+
+
+def check_two_stage(head):
+    loss, columns = head.loss_cls, head.num_classes + 1
+    if hasattr(loss, 'set_class_statistics'):
+        columns = loss.get_cls_channels(head.num_classes)
+    assert head.fc_cls.out_features == columns
+
+
+def check_one_stage(head):
+    loss, columns = head.loss_cls, head.num_classes
+    if hasattr(loss, 'set_class_statistics'):
+        columns = loss.dense_columns(head.num_classes)
+    assert head.retina_cls.out_channels == head.num_anchors * columns
+
+
+def test_one_stage_recipes_follow_lvis():
+    cfg = Config.fromfile(str(ROOT / 'lvis/retinanet_r50_fpn_focal_random-ms-1x_lvis-v1.py'))
+    assert cfg.model.bbox_head.num_classes == 1203
+    assert cfg.model.test_cfg.max_per_img == 300 and cfg.model.test_cfg.score_thr == 1e-4
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    two_stage = Config.fromfile(str(ROOT / 'lvis/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'))
+    for loader in ('train_dataloader', 'val_dataloader'):
+        ours, theirs = cfg[loader].dataset, two_stage[loader].dataset
+        assert (ours.type, ours.ann_file) == (theirs.type, theirs.ann_file)
+    resize, other = (c.train_dataloader.dataset.pipeline[2] for c in (cfg, two_stage))
+    assert resize.type == other.type == 'RandomChoiceResize'
+    assert [tuple(scale) for scale in resize.scales] == [tuple(scale) for scale in other.scales]
 
 
 def test_two_x_is_twice_as_long():

@@ -48,11 +48,16 @@ class SigmoidLoss(LongTailLoss):
         """Whether the last of ``num_columns`` columns is the objectness of background."""
         return self.objectness and num_columns == self.num_classes + 1
 
-    def compute(self, rows: Rows) -> Tensor:
+    def weighted_terms(self, rows: Rows) -> SigmoidTerms:
+        """:meth:`terms` with ``class_weight`` on the positive entries."""
         terms = self.terms(rows)
         if self._num_classes is not None and hasattr(self, 'fixed_weight'):
             weight = self.fixed_weight[: rows.z.shape[1]]
             terms.pos_weight = terms.pos_weight * weight
+        return terms
+
+    def compute(self, rows: Rows) -> Tensor:
+        terms = self.weighted_terms(rows)
         if rows.plain and not rows.per_entry:
             loss, pos, neg = sigmoid_terms_loss(
                 rows.z, rows.label, terms, rows.weight, self.num_classes

@@ -1,0 +1,16 @@
+# Class-balanced focal loss (sigmoids), images drawn uniformly.
+_base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            loss_cls=dict(
+                _delete_=True,
+                type='mmdet_lt.ClassBalancedFocalLoss',
+                use_sigmoid=True,
+                gamma=0.5,
+                beta=0.9999,
+            )
+        )
+    )
+)

@@ -1,0 +1,12 @@
+# Cost-sensitive cross entropy (inverse class counts), images drawn uniformly.
+_base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            loss_cls=dict(
+                _delete_=True, type='mmdet_lt.CostSensitiveLoss', use_sigmoid=False, gamma=1.0
+            )
+        )
+    )
+)

@@ -1,0 +1,12 @@
+# Logit adjustment in training, images drawn uniformly, tau as in the paper.
+_base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            loss_cls=dict(
+                _delete_=True, type='mmdet_lt.LogitAdjustedLoss', use_sigmoid=False, tau=1.0
+            )
+        )
+    )
+)

@@ -1,0 +1,17 @@
+# Seesaw loss, images drawn uniformly.
+_base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            loss_cls=dict(
+                _delete_=True,
+                type='mmdet_lt.SeesawLoss',
+                use_sigmoid=False,
+                p=0.8,
+                q=2.0,
+                return_dict=True,
+            )
+        )
+    )
+)
