@@ -14,9 +14,9 @@ _PACKAGES = ('models', 'datasets', 'engine', 'evaluation')
 def register_all() -> None:
     """Import the package's modules and offer free names in MMDetection's own registries.
 
-    A name that MMDetection uses already (``FocalLoss``, ``LVISMetric``) stays MMDetection's; ours
-    then needs its scope, ``type='mmdet_lt.LVISMetric'``. MMDetection's modules are imported first:
-    registering a name before the host does would make the host's own import fail.
+    A name that MMDetection or MMEngine uses already (``LVISMetric``, ``IterBasedTrainLoop``) stays
+    theirs; ours then needs its scope, ``type='mmdet_lt.LVISMetric'``. MMDetection's modules are
+    imported first: registering a name before the host does would make the host's own import fail.
     """
     from mmdet_lt.engine.compat import allow_mmengine_checkpoints
 
@@ -31,5 +31,14 @@ def register_all() -> None:
 
 def _offer(source: Registry, target: Registry) -> None:
     for name, cls in source.module_dict.items():
-        if name not in target.module_dict:
+        if not _is_taken(name, target):
             target.register_module(name=name, module=cls)
+
+
+def _is_taken(name: str, registry: Registry | None) -> bool:
+    """Whether a registry or one above it has the name."""
+    while registry is not None:
+        if name in registry.module_dict:
+            return True
+        registry = registry.parent
+    return False

@@ -6,9 +6,10 @@ import os.path as osp
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 
-from mmdet_lt.datasets.records import check_image_paths
+from mmdet_lt.datasets.records import check_image_paths, record_labels, remember_labels
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import DATASETS
 from mmdet_lt.statistics import ClassStatistics
@@ -80,6 +81,8 @@ class LVISDataset(BaseDetDataset):
                 continue
             crowd = int(bool(annotation.get('iscrowd', 0)))
             instance = dict(ignore_flag=crowd, bbox=[x, y, x + w, y + h], bbox_label=label)
+            if 'id' in annotation:
+                instance['ann_id'] = annotation['id']
             if annotation.get('segmentation'):
                 instance['mask'] = annotation['segmentation']
             instances.append(instance)
@@ -113,6 +116,13 @@ class LVISDataset(BaseDetDataset):
                 f'images of {self.ann_file}: loosen it or check the annotations.'
             )
         return kept
+
+    def _serialize_data(self) -> tuple[np.ndarray, np.ndarray]:
+        # The records are still objects here; unpickling them again would take seconds for LVIS.
+        labels = record_labels(self.data_list)
+        data_bytes, data_address = super()._serialize_data()
+        remember_labels(self, data_bytes, labels)
+        return data_bytes, data_address
 
 
 def _file_name(image: Mapping[str, Any]) -> str:

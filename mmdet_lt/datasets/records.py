@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import os.path as osp
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -36,15 +37,33 @@ def unwrap_datasets(dataset: Any) -> list[Any]:
     return [dataset]
 
 
+#: Labels of data sets that were read already. They are valid as long as the data set holds the very
+#: same serialised records; `get_subset_` and the like make new ones.
+_KNOWN: WeakKeyDictionary[Any, tuple[ref, np.ndarray, np.ndarray]] = WeakKeyDictionary()
+
+
 def dataset_labels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """(image index, label) of every box that counts, int64 (M,) each, in data set order.
 
     Boxes with ``ignore_flag`` (crowds) are left out. Only the main process' records are read, no
-    image and no transform.
+    image and no transform, and serialised records only once: statistics and samplers share the
+    result, which is read-only.
     """
+    if not _is_serialised(dataset):
+        return record_labels(_all_records(dataset))
+    known = _KNOWN.get(dataset)
+    if known is not None and known[0]() is dataset.data_bytes:
+        return known[1:]
+    labels = record_labels(_all_records(dataset))
+    remember_labels(dataset, dataset.data_bytes, labels)
+    return labels
+
+
+def record_labels(records: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`dataset_labels` of MMDetection's records."""
     images: list[int] = []
     labels: list[int] = []
-    for index, record in enumerate(_all_records(dataset)):
+    for index, record in enumerate(records):
         for instance in record.get('instances', []):
             if not instance.get('ignore_flag', 0):
                 images.append(index)
@@ -52,9 +71,22 @@ def dataset_labels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(images, dtype=np.int64), np.asarray(labels, dtype=np.int64)
 
 
+def remember_labels(
+    dataset: Any, data_bytes: np.ndarray, labels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Note the labels that belong to the serialised records of a data set."""
+    for column in labels:
+        column.flags.writeable = False
+    _KNOWN[dataset] = (ref(data_bytes), *labels)
+
+
+def _is_serialised(dataset: Any) -> bool:
+    return bool(getattr(dataset, 'serialize_data', False)) and hasattr(dataset, 'data_address')
+
+
 def _all_records(dataset: Any):
     """Yield each record, unpickled once."""
-    if getattr(dataset, 'serialize_data', False) and hasattr(dataset, 'data_address'):
+    if _is_serialised(dataset):
         # `get_data_info` copies and completes every record; only the raw bytes are needed here.
         data = memoryview(dataset.data_bytes)
         start = 0

@@ -65,7 +65,7 @@ def set_iterations(cfg: Config, iters: int) -> None:
         )
     scale = iters / length
     by_epoch = 'max_iters' not in train
-    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=iters)
+    cfg.train_cfg = dict(type='mmdet_lt.IterBasedTrainLoop', max_iters=iters, val_interval=iters)
     schedulers = cfg.get('param_scheduler') or []
     for entry in schedulers if isinstance(schedulers, list) else [schedulers]:
         counts_epochs = entry.get('by_epoch', True)

@@ -234,6 +234,8 @@ def one_line(error: BaseException) -> str:
         return f'file {error.filename} expected, found nothing there.'
     text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     text = re.sub(r'\x1b\[[0-9;]*m', '', ' '.join(str(text).split()))
+    # A data worker hands its whole trace over as text.
+    text = re.sub(r'^Caught InputError in .* mmdet_lt\.errors\.InputError: ', '', text)
     # Registries put the chain of classes being built in front of the sentence.
     text = re.sub(r'^(class `\w+` in \S+\.py: )+', '', text)
     if isinstance(error, InputError | FileNotFoundError | SyntaxError) and text:

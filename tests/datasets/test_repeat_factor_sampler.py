@@ -9,7 +9,9 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, R
 
 from mmdet_lt import InputError
 from mmdet_lt.datasets.records import indexed_labels
+from mmdet_lt.datasets.samplers import base
 from mmdet_lt.datasets.samplers import repeat_factor_sampler as rfs
+from mmdet_lt.datasets.samplers._draws import draw_repeats
 
 
 class Boxes(BaseDataset):
@@ -69,9 +71,7 @@ def test_crowd_boxes_do_not_count():
 
 def test_draws_have_the_right_mean_and_length():
     factors = np.random.default_rng(1).uniform(1, 4, 300)
-    draws = np.array(
-        [rfs.draw_repeats(factors, np.random.default_rng([7, e])) for e in range(4000)]
-    )
+    draws = np.array([draw_repeats(factors, np.random.default_rng([7, e])) for e in range(4000)])
     assert set(np.unique(draws - np.floor(factors))) <= {0, 1}
     assert np.ptp(draws.sum(1)) <= 1
     # Each rounding is a coin of the fraction: standardised errors of 300 means.
@@ -85,7 +85,7 @@ def test_ranks_share_one_list(world, monkeypatch):
     dataset = Boxes(long_tail())
     streams = []
     for rank in range(world):
-        monkeypatch.setattr(rfs, 'get_dist_info', lambda rank=rank: (rank, world))
+        monkeypatch.setattr(base, 'get_dist_info', lambda rank=rank: (rank, world))
         sampler = build(dataset, repeat_thr=0.1)
         sampler.set_epoch(3)
         streams.append(list(sampler))
@@ -137,7 +137,7 @@ def test_wrapped_sets_are_indexed_from_outside():
     index, label = indexed_labels(balanced)
     outer = [balanced.get_cat_ids(i) for i in range(len(balanced))]
     assert [sorted(label[index == i].tolist()) for i in range(len(balanced))] == outer
-    with pytest.warns(UserWarning, match='re-balances twice'):
+    with pytest.raises(InputError, match='on top of ClassBalancedDataset would re-balance twice'):
         build(balanced)
 
 

@@ -16,24 +16,21 @@ there a set with mean factor 1.04 grows to 1.25.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_dist_info, sync_random_seed
-from torch.utils.data import Sampler
 
-from mmdet_lt.datasets.records import indexed_labels, unwrap_datasets
+from mmdet_lt.datasets.samplers._labels import given_statistics
+from mmdet_lt.datasets.samplers.base import RebalancingSampler
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import DATA_SAMPLERS
 
 
-def class_repeat_factors(image_frequency: np.ndarray, repeat_thr: float) -> np.ndarray:
-    """``r_c = max(1, sqrt(t / f_c))``, float64 (C,); classes without images get 1."""
-    present = image_frequency > 0
-    ratio = np.divide(repeat_thr, image_frequency, out=np.ones(len(present)), where=present)
+def class_repeat_factors(frequency: np.ndarray, repeat_thr: float) -> np.ndarray:
+    """``r_c = max(1, sqrt(t / f_c))``, float64 (C,); classes that do not occur get 1."""
+    present = frequency > 0
+    ratio = np.divide(repeat_thr, frequency, out=np.ones(len(present)), where=present)
     return np.maximum(1.0, np.sqrt(ratio))
 
 
@@ -43,8 +40,8 @@ def image_repeat_factors(
     """``r_I = max_{c in I} r_c``, float64 (num_images,).
 
     Args:
-        index: Image of each box, int64 (M,).
-        label: Class of each box, int64 (M,).
+        index: Image of each box or (image, class) pair, int64 (M,).
+        label: Class of each, int64 (M,).
         num_images: Images in all.
         class_factors: ``r_c``, (C,).
     """
@@ -53,26 +50,8 @@ def image_repeat_factors(
     return factors
 
 
-def draw_repeats(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Round each factor up or down at random with the right mean; the total stays within one.
-
-    Systematic sampling: with one uniform offset ``u``, image ``k`` of a random order gets
-    ``floor(S_k + u) - floor(S_{k-1} + u)`` draws, ``S`` the cumulative sum. Each image has the same
-    distribution as under independent rounding (``floor`` plus a coin of the fraction), but the
-    length of the epoch is constant, which learning-rate schedules need.
-
-    Returns:
-        Draws of each image, int64, summing to ``floor(sum)`` or ``ceil(sum)``.
-    """
-    order = rng.permutation(len(factors))
-    edges = np.floor(np.cumsum(factors[order]) + rng.random()).astype(np.int64)
-    repeats = np.empty(len(factors), dtype=np.int64)
-    repeats[order] = np.diff(edges, prepend=0)
-    return repeats
-
-
 @DATA_SAMPLERS.register_module()
-class RepeatFactorSampler(Sampler):
+class RepeatFactorSampler(RebalancingSampler):
     """Repeat-factor sampling with stochastic rounding, for epoch and iteration loops.
 
     Every rank computes the same list from ``(seed, epoch)`` and takes its own slice of it. Epochs
@@ -83,9 +62,13 @@ class RepeatFactorSampler(Sampler):
         repeat_thr: ``t``; classes in fewer than this fraction of images are repeated. LVIS: 1e-3.
         seed: Same on every rank; by default drawn once and shared.
         shuffle: Random order, else data set order.
+        class_statistics: Annotation file, statistics file or dict whose counts give ``f_c``, for
+            training on a part of a set with the factors of the whole. By default the counts of the
+            data set itself.
 
     Raises:
-        InputError: ``repeat_thr`` is not positive, or the data set is empty.
+        InputError: ``repeat_thr`` is not in (0, 1], the data set is empty, has no box or is
+            re-balanced already, or ``class_statistics`` are of another data set.
     """
 
     def __init__(
@@ -94,69 +77,37 @@ class RepeatFactorSampler(Sampler):
         repeat_thr: float = 1e-3,
         seed: int | None = None,
         shuffle: bool = True,
+        class_statistics: Any = None,
     ) -> None:
         if not 0 < repeat_thr <= 1:
             raise InputError(
                 '`train_dataloader.sampler.repeat_thr` is a fraction of images in (0, 1], found '
                 f'{repeat_thr}.'
             )
-        if len(dataset) == 0:
-            raise InputError(
-                'RepeatFactorSampler got an empty data set: check `ann_file`, `data_prefix` and '
-                '`filter_cfg` of `train_dataloader.dataset`.'
-            )
-        _warn_if_stacked(dataset)
-        self.rank, self.world_size = get_dist_info()
-        self.dataset = dataset
+        super().__init__(dataset, seed, shuffle)
         self.repeat_thr = repeat_thr
-        self.seed = sync_random_seed() if seed is None else seed
-        self.shuffle = shuffle
-        self.epoch = 0
-        self.class_factors, self.factors = self._compute()
-        self.num_samples = math.ceil(self.factors.sum() / self.world_size)
-        self.total_size = self.num_samples * self.world_size
+        found = self.contents
+        image_count, instance_count = found.image_count, found.instance_count
+        annotated = int(found.annotated.sum())
+        if class_statistics is not None:
+            stats = given_statistics(class_statistics, dataset, found)
+            image_count, instance_count = stats.image_count, stats.instance_count
+            annotated = stats.num_annotated_images
+        self.class_factors = class_repeat_factors(
+            self._frequency(image_count / annotated, instance_count), repeat_thr
+        )
+        self.factors = image_repeat_factors(
+            found.image, found.label, found.num_images, self.class_factors
+        )
+        self._set_length(self.factors.sum())
 
-    def _compute(self) -> tuple[np.ndarray, np.ndarray]:
-        index, label = indexed_labels(self.dataset)
-        num_classes = max(_num_classes(self.dataset), int(label.max(initial=-1)) + 1)
-        pairs = np.unique(index * num_classes + label)
-        annotated = len(np.unique(index))
-        image_count = np.bincount(pairs % max(num_classes, 1), minlength=num_classes)
-        by_class = class_repeat_factors(image_count / max(annotated, 1), self.repeat_thr)
-        return by_class, image_repeat_factors(index, label, len(self.dataset), by_class)
+    def _frequency(self, image_frequency: np.ndarray, instance_count: np.ndarray) -> np.ndarray:
+        """``f_c`` that enters the factors, float64 (C,); 0 for classes that do not occur."""
+        return image_frequency
 
-    def epoch_indices(self, epoch: int) -> np.ndarray:
-        """The list all ranks share in one epoch, int64 (total_size,)."""
-        rng = np.random.default_rng([self.seed, epoch])
-        indices = np.repeat(np.arange(len(self.factors)), draw_repeats(self.factors, rng))
-        if self.shuffle:
-            indices = rng.permutation(indices)
-        # At most `world_size` entries are missing to a full list; they come from its start.
-        return np.resize(indices, self.total_size)
+    def _expected_draws(self, epoch: int) -> np.ndarray:
+        return self.factors
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.epoch_indices(self.epoch)[self.rank :: self.world_size].tolist())
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; called by MMEngine before each one."""
-        self.epoch = epoch
-
-
-def _num_classes(dataset: Any) -> int:
-    return len(unwrap_datasets(dataset)[0].metainfo.get('classes', ()))
-
-
-def _warn_if_stacked(dataset: Any) -> None:
-    from mmengine.dataset import ClassBalancedDataset
-
-    while dataset is not None:
-        if isinstance(dataset, ClassBalancedDataset):
-            warnings.warn(
-                'RepeatFactorSampler on top of ClassBalancedDataset re-balances twice: use the '
-                'inner data set in `train_dataloader.dataset`.',
-                stacklevel=3,
-            )
-        dataset = dataset.__dict__.get('dataset')
+    def parameters(self) -> dict[str, Any]:
+        """The arguments that decide the stream."""
+        return dict(super().parameters(), repeat_thr=self.repeat_thr)

@@ -1,0 +1,1 @@
+"""Work on whole batches between the data loader and the network."""

@@ -1,0 +1,1 @@
+"""Assigners, samplers and target weights of the heads."""
