@@ -1,6 +1,6 @@
-# Progressively-balanced sampling over the whole training: 1,200 iterations of 8 images.
-_base_ = '../quickstart/faster-rcnn_r18_ce_random_glyph-lvis-mini.py'
+# Progressively-balanced sampling over the whole training: 750 iterations of 8 images.
+_base_ = './faster-rcnn_r18_ce_random_glyph-lvis-mini.py'
 
 train_dataloader = dict(
-    sampler=dict(_delete_=True, type='mmdet_lt.ProgressivelyBalancedSampler', max_samples=1200 * 8)
+    sampler=dict(_delete_=True, type='mmdet_lt.ProgressivelyBalancedSampler', max_samples=750 * 8)
 )

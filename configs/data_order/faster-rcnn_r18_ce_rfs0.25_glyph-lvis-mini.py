@@ -1,0 +1,6 @@
+# Repeat-factor sampling with the threshold of the demo.
+_base_ = './faster-rcnn_r18_ce_random_glyph-lvis-mini.py'
+
+train_dataloader = dict(
+    sampler=dict(_delete_=True, type='mmdet_lt.RepeatFactorSampler', repeat_thr=0.25)
+)
