@@ -12,7 +12,7 @@ from mmdet_lt.registration import register_all
 from mmdet_lt.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 200
+MAX_LINES = 250
 
 register_all()
 CLASSES = {cls for cls in MODELS.module_dict.values() if isinstance(cls, type)}
