@@ -1,4 +1,4 @@
-# The bag of tricks in one run: mixup for 500 of 750 iterations, then CAM-based DRS with mixup muted.
+# The bag of tricks in one run: mixup for 500 of 750 iterations, then CAM-based DRS, mixup muted.
 # Needs the maps of `..._drs500-cam-paste_...`. (With maps of its own first stage, by one command:
 # configs/bag_of_tricks.)
 _base_ = './faster-rcnn_r18_ce_drs500-cam-paste_glyph-lvis-mini.py'
