@@ -1,5 +1,5 @@
-# CAM-based DRS: as the config with annotated masks, with foregrounds by the class activation maps of
-# the plain detector. First
+# CAM-based DRS: as the config with annotated masks, with foregrounds by the class activation maps
+# of the plain detector. First
 #
 # python tools/cam/extract_cams.py configs/data_order/faster-rcnn_r18_ce_random_glyph-lvis-mini.py \
 #     work_dirs/data_order/uniform/seed0/iter_750.pth --method hirescam \
