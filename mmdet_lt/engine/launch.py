@@ -220,8 +220,9 @@ def _is_first_rank() -> bool:
 
 def _report(error: BaseException) -> int:
     if not _is_first_rank():
-        # Mostly all ranks fail alike: let the first one speak and the launcher end the others.
-        time.sleep(3)
+        # Mostly all ranks fail alike: let the first one speak and the launcher end the others. On
+        # a busy machine the first one may come some seconds later.
+        time.sleep(15)
     if os.environ.get('MMDET_LT_TRACEBACK', '') not in ('', '0'):
         traceback.print_exception(error)
     print(f'error: {one_line(error)}', file=sys.stderr, flush=True)

@@ -25,12 +25,18 @@ def last_checkpoint(work_dir: str | os.PathLike) -> Path | None:
     """The checkpoint that ``last_checkpoint`` of a work directory names, None without that file.
 
     mmengine notes an absolute path; after the directory was moved the file is looked for beside
-    the note. The path returned need not exist.
+    the note. A run that was killed while it wrote the note leaves it empty: then the newest
+    checkpoint counts, which was complete before the note was begun. The path returned need not
+    exist.
     """
     note = Path(work_dir) / 'last_checkpoint'
     if not note.is_file():
         return None
-    noted = Path(note.read_text(encoding='utf-8').strip())
+    text = note.read_text(encoding='utf-8').strip()
+    if not text:
+        saved = saved_checkpoints(work_dir)
+        return saved[-1] if saved else None
+    noted = Path(text)
     moved = note.parent / noted.name
     return moved if not noted.is_file() and moved.is_file() else noted
 

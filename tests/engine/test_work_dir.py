@@ -172,6 +172,15 @@ def test_moved_and_lost_checkpoints(tmp_path):
         work_dir.find_resume('auto', moved, CONFIG)
 
 
+def test_a_note_that_a_killed_run_left_empty(tmp_path):
+    folder = tmp_path / 'run'
+    save_run(folder)
+    (folder / 'last_checkpoint').write_text('')
+    assert work_dir.last_checkpoint(folder) == folder / 'epoch_1.pth'
+    (folder / 'epoch_1.pth').unlink()
+    assert work_dir.last_checkpoint(folder) is None
+
+
 def test_remote_checkpoints_are_left_to_mmengine(tmp_path, monkeypatch):
     for address in ('https://x.y/a.pth', 'torchvision://resnet50', 'open-mmlab://x', 's3://a/b'):
         assert checkpoints.is_remote(address)
