@@ -21,7 +21,9 @@ from mmcv.ops import get_compiling_cuda_version
 from mmdet_lt import ClassStatistics
 from mmdet_lt.datasets.glyph_lvis import generate_glyph_lvis
 from mmdet_lt.engine import launch
-from mmdet_lt.engine.compare import compare, table
+from mmdet_lt.engine.compare import compare
+from mmdet_lt.engine.compare_table import table
+from mmdet_lt.errors import InputError
 from mmdet_lt.visualization.predict import write_examples
 from mmdet_lt.visualization.report import write_report
 
@@ -65,6 +67,9 @@ def main(argv: list[str] | None = None) -> None:
         for label in RECIPES:
             shutil.rmtree(out / label, ignore_errors=True)
     results = compare(RECIPES, out, range(args.seeds), args.iters, args.jobs)
+    for result in results:
+        if 'failed' in result:
+            raise InputError(result['failed'])
 
     stats = ClassStatistics.from_file(data / 'annotations' / 'glyph_lvis_train.json')
     runs = {}

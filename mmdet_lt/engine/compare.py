@@ -2,7 +2,7 @@
 
 Every run has a folder of its own below ``out/<label>/seed<k>`` with the final config, the log, the
 checkpoint, ``result.json`` and ``lvis_detail.json``. A finished run is reused, an interrupted one
-goes on from its last checkpoint.
+goes on from its last checkpoint. A run that fails is reported as failed; the others go on.
 """
 
 from __future__ import annotations
@@ -26,16 +26,6 @@ from tqdm import tqdm
 from mmdet_lt.errors import InputError
 from mmdet_lt.utils.files import write_text_atomic
 from mmdet_lt.utils.logs import read_scalars
-
-#: Columns of the table: header, key of the metric, factor.
-COLUMNS = (
-    ('AP', 'bbox_AP', 100),
-    ('AP50', 'bbox_AP50', 100),
-    ('APr', 'bbox_APr', 100),
-    ('APc', 'bbox_APc', 100),
-    ('APf', 'bbox_APf', 100),
-    ('seconds', 'seconds', 1),
-)
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,12 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
             f'{tail[-1] if tail else "no output"} (log: {log}).'
         )
     logged = read_scalars(run.folder)
-    metrics = next(line for line in reversed(logged) if any(k.startswith('lvis/') for k in line))
+    evaluated = [line for line in logged if 'loss' not in line and any('/' in k for k in line)]
+    if not evaluated:
+        raise InputError(
+            f'training {run.label!r} (seed {run.seed}) ended without a metric: `val_evaluator` and '
+            f'`val_dataloader` must be set in {run.config} (log: {log}).'
+        )
     result = dict(
         label=run.label,
         config=str(run.config),
@@ -169,7 +164,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
         seconds=round(spent, 1),
         iteration_seconds=_median_iteration(logged),
         fingerprint=mark,
-        **{key: value for key, value in metrics.items() if key.startswith('lvis/')},
+        **{key: value for key, value in evaluated[-1].items() if '/' in key},
     )
     write_text_atomic(result_file, json.dumps(result, indent=1) + '\n')
     if bar is not None:
@@ -200,7 +195,11 @@ def compare(
         jobs: Trainings side by side; each gets its share of the cores.
 
     Returns:
-        One result for each run, seeds innermost.
+        One result for each run, seeds innermost; that of a failed run has the key ``failed`` with
+        the message in place of metrics.
+
+    Raises:
+        InputError: A config does not exist, lengths differ, or every run failed.
     """
     lengths = {}
     for label, path in configs.items():
@@ -226,35 +225,15 @@ def compare(
             disable=not progress,
             dynamic_ncols=True,
         ) as bar:
-            return execute(run, bar, threads)
+            try:
+                return execute(run, bar, threads)
+            except InputError as error:
+                bar.write(f'failed: {error}')
+                facts = dict(label=run.label, config=str(run.config), seed=run.seed)
+                return dict(facts, iters=lengths[run.label], failed=str(error))
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        return list(pool.map(work, enumerate(runs)))
-
-
-def metric(result: dict[str, Any], key: str) -> float:
-    """One value of a result, whatever prefix the metric has."""
-    return float(result[key] if key in result else result[f'lvis/{key}'])
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, mean ± standard deviation over seeds."""
-    labels = list(dict.fromkeys(result['label'] for result in results))
-    rows = [['recipe', 'iterations', 'seeds', *(name for name, _, _ in COLUMNS)]]
-    for label in labels:
-        mine = [result for result in results if result['label'] == label]
-        row = [label, str(mine[0]['iters']), str(len(mine))]
-        for name, key, factor in COLUMNS:
-            values = np.array([metric(result, key) * factor for result in mine])
-            digits = 0 if name == 'seconds' else 1
-            text = f'{values.mean():.{digits}f}'
-            if len(values) > 1:
-                text += f' ± {values.std(ddof=1):.{digits}f}'
-            row.append(text)
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        '| ' + ' | '.join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + ' |' for r in rows
-    ]
-    rule = '|' + '|'.join('-' * (w + 2) for w in widths) + '|'
-    return '\n'.join([lines[0], rule, *lines[1:]])
+        results = list(pool.map(work, enumerate(runs)))
+    if results and all('failed' in result for result in results):
+        raise InputError(results[0]['failed'])
+    return results

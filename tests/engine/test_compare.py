@@ -9,6 +9,7 @@ from toy import make_toy_coco, write_toy_config
 
 from mmdet_lt import ClassStatistics, InputError
 from mmdet_lt.engine import compare as tool
+from mmdet_lt.engine import compare_table
 from mmdet_lt.visualization.predict import write_examples
 from mmdet_lt.visualization.report import write_report
 
@@ -49,7 +50,7 @@ def test_table_shows_mean_and_spread():
         metrics = {f'lvis/bbox_{k}': ap for k in ('AP', 'AP50', 'APr', 'APc', 'APf')}
         return dict(label=label, seed=seed, iters=10, seconds=5.0, **metrics)
 
-    text = tool.table([result('a', 0, 0.25), result('a', 1, 0.35), result('b', 0, 0.5)])
+    text = compare_table.table([result('a', 0, 0.25), result('a', 1, 0.35), result('b', 0, 0.5)])
     lines = [[c.strip() for c in line.split('|')[1:-1]] for line in text.splitlines()]
     assert lines[2][:4] == ['a', '10', '2', '30.0 ± 7.1']
     assert lines[3][:4] == ['b', '10', '1', '50.0']
@@ -114,3 +115,51 @@ def test_a_failing_run_says_where_its_log_is(tmp_path):
     )
     with pytest.raises(InputError, match=r'status 2: error: .*train\.log'):
         tool.compare({'bad': config}, tmp_path / 'out', [0], progress=False)
+
+
+def _results():
+    def result(label, seed, **metrics):
+        return dict(label=label, seed=seed, iters=10, seconds=5.0, **metrics)
+
+    return [
+        result('a', 0, **{'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5}),
+        dict(label='a', seed=1, iters=10, failed='loss is nan (log: x)'),
+        dict(label='b', seed=0, iters=10, failed='out of memory'),
+    ]
+
+
+def test_failed_runs_are_in_the_table():
+    lines = compare_table.table(_results(), 'coco/bbox_mAP').splitlines()
+    cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[:4]]
+    assert cells[0] == ['recipe', 'iterations', 'seeds', 'coco/bbox_mAP', 'seconds']
+    assert cells[2] == ['a', '10', '2 (1 failed)', '0.2', '5']
+    assert cells[3] == ['b', '10', '1 (1 failed)', 'failed', 'failed']
+    assert lines[5:] == [
+        '- failed: a, seed 1: loss is nan (log: x)',
+        '- failed: b, seed 0: out of memory',
+    ]
+
+
+def test_plot_and_unknown_metric(tmp_path):
+    compare_table.plot(_results(), tmp_path / 'plot.png', 'bbox_mAP_50')
+    assert (tmp_path / 'plot.png').read_bytes()[:4] == b'\x89PNG'
+    with pytest.raises(InputError, match=r"one of \['coco/bbox_mAP', .*found 'bbox_APx'"):
+        compare_table.plot(_results(), tmp_path / 'plot.png', 'bbox_APx')
+
+
+def test_a_failing_run_leaves_the_others(tmp_path, monkeypatch):
+    paths = {}
+    for name in 'abc':
+        paths[name] = tmp_path / f'{name}.py'
+        paths[name].write_text('train_cfg = dict(max_iters=1)\n')
+
+    def execute(run, *_args):
+        if run.label == 'b':
+            raise InputError('loss is nan')
+        return dict(label=run.label, seed=run.seed)
+
+    monkeypatch.setattr(tool, 'execute', execute)
+    results = tool.compare(paths, tmp_path / 'out', [0], progress=False)
+    assert [r.get('failed') for r in results] == [None, 'loss is nan', None]
+    with pytest.raises(InputError, match='loss is nan'):
+        tool.compare({'b': paths['b']}, tmp_path / 'out', [0, 1], progress=False)

@@ -1,0 +1,17 @@
+# Sampling-Free Faster R-CNN on PASCAL VOC 07+12.
+_base_ = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
+
+custom_imports = dict(imports=['mmdet_lt'])
+custom_hooks = [
+    dict(type='mmdet_lt.ClassStatisticsHook'),
+    dict(type='mmdet_lt.OptimalBiasHook', num_images=5000),
+]
+model = dict(
+    type='mmdet_lt.SamplingFree',
+    detector='FasterRCNN',
+    roi_head=dict(type='mmdet_lt.ChunkedRoIHead'),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(_delete_=True, type='PseudoSampler')),
+        rcnn=dict(sampler=dict(_delete_=True, type='mmdet_lt.AllSampler')),
+    ),
+)

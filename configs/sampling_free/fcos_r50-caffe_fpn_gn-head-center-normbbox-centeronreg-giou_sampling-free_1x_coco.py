@@ -1,0 +1,13 @@
+# Sampling-Free FCOS: cross entropy in place of the focal loss.
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
+
+custom_imports = dict(imports=['mmdet_lt'])
+custom_hooks = [
+    dict(type='mmdet_lt.ClassStatisticsHook'),
+    dict(type='mmdet_lt.OptimalBiasHook', num_images=5000),
+]
+model = dict(
+    type='mmdet_lt.SamplingFree',
+    detector='FCOS',
+    bbox_head=dict(loss_cls=dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=True)),
+)

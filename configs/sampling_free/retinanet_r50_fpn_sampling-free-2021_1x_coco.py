@@ -1,0 +1,5 @@
+# The generation of 2021: published priors, ratio of 100 iterations, learned uncertainty.
+_base_ = './retinanet_r50_fpn_sampling-free_1x_coco.py'
+
+model = dict(sampling_free=dict(generation='2021'))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'log_sigma': dict(decay_mult=0.0)}))

@@ -1,0 +1,176 @@
+"""Measure the foreground share that each classifier will train on, and set its bias by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmdet_lt.engine.hooks._prior_marks import combined_mark, data_mark, detector_mark
+from mmdet_lt.engine.hooks._row_counting import count_rows
+from mmdet_lt.errors import InputError
+from mmdet_lt.registry import HOOKS
+from mmdet_lt.utils.files import cache_dir, read_json, write_text_atomic
+
+FORMAT = 'mmdet_lt.optimal_prior.v1'
+
+
+@HOOKS.register_module()
+class OptimalBiasHook(Hook):
+    """Count classification rows on the training data and set the optimal bias of each classifier.
+
+    Before the first iteration the detector of ``model.type='mmdet_lt.SamplingFree'`` sees training
+    images with its own assigners and samplers, without gradients; for each head the rows of each
+    class that reach ``loss_cls`` with a weight above 0 are counted. Ranks share the images and sum
+    their counts. The result goes to the buffers of the detector (so it is in its checkpoints), to
+    ``optimal_prior.json`` in the work directory, which ``sampling_free.prior`` accepts, and to a
+    cache keyed by data, pipeline and detector. Weights, buffers and random states are as before.
+
+    A classifier that a checkpoint of ``load_from`` brought keeps its bias. On resume nothing is
+    measured: data and detector must be those of the checkpoint.
+
+    Rows of RoI heads are proposals of the RPN as it starts, with the ground truth boxes if the
+    sampler adds them.
+
+    Args:
+        num_images: Images to look at, evenly spaced over the data set; None for all.
+        cache: Reuse and store results below ``cache_dir()/optimal_prior``.
+
+    Raises:
+        InputError: No foreground row, counts of other data or of another detector, no classifier,
+            or a learned uncertainty with weight decay.
+    """
+
+    def __init__(self, num_images: int | None = None, cache: bool = True) -> None:
+        if num_images is not None and (type(num_images) is not int or num_images < 1):
+            raise InputError(
+                '`OptimalBiasHook.num_images` must be None or a whole number of at least 1, found '
+                f'{num_images!r}.'
+            )
+        self.num_images = num_images
+        self.cache = cache
+
+    def before_train(self, runner: Runner) -> None:
+        """Measure or fetch counts, store them and set the biases."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        parts = getattr(model, 'sampling_free', None)
+        if parts is None:
+            raise InputError(
+                f'OptimalBiasHook works on a model of type mmdet_lt.SamplingFree, found '
+                f"{type(model).__name__}: set `model.type='mmdet_lt.SamplingFree'` and "
+                f"`model.detector='{type(model).__name__}'`."
+            )
+        _check_weight_decay(runner, parts)
+        if not parts.options.needs_counts:
+            return
+        dataset = runner.train_dataloader.dataset
+        marks = dict(
+            data=data_mark(dataset, runner.cfg.get('train_dataloader')),
+            detector=detector_mark(runner.cfg.get('model')),
+        )
+        if runner._resume and parts.prior.measured():
+            _compare(parts.prior.marks(), marks, 'the checkpoint', 'resume with the same')
+            return
+        rows = self._rows(runner, model, marks)
+        parts.prior.put(rows, marks)
+        priors = {name: parts.prior.prior(name) for name in parts.prior.heads}
+        written = model.write_priors(parts.measured_priors())
+        if get_dist_info()[0] == 0:
+            text = json.dumps(dict(format=FORMAT, marks=marks, rows=rows))
+            write_text_atomic(Path(runner.work_dir) / 'optimal_prior.json', text + '\n')
+            _report(priors, written)
+
+    def _rows(
+        self, runner: Runner, model: nn.Module, marks: Mapping[str, list[int]]
+    ) -> dict[str, list[float]]:
+        """Counts from the given file, the cache or the data; equal on every rank."""
+        named = model.sampling_free.options.prior_file
+        path = (
+            cache_dir() / 'optimal_prior' / f'{combined_mark(marks, self.num_images)}.json'
+            if self.cache
+            else None
+        )
+        shared: list[Any] = [None]
+        if get_dist_info()[0] == 0:
+            try:
+                shared = [_given(named, marks) if named else _cached(path, marks)]
+            except InputError as error:
+                shared = [error]
+        broadcast_object_list(shared, src=0)
+        if isinstance(shared[0], InputError):
+            raise shared[0]
+        if shared[0] is not None:
+            return shared[0]
+        rows = count_rows(model, runner.train_dataloader, self.num_images)
+        if path is not None and get_dist_info()[0] == 0:
+            try:
+                write_text_atomic(path, json.dumps(dict(format=FORMAT, marks=marks, rows=rows)))
+            except OSError:  # a read-only home only costs a second measurement
+                pass
+        return rows
+
+
+def _check_weight_decay(runner: Runner, parts: nn.Module) -> None:
+    """A decayed ``log σ`` would be pulled to 0, the weight of the losses with it."""
+    sigma = getattr(parts.guide, 'log_sigma', None)
+    if sigma is None:
+        return
+    for group in runner.optim_wrapper.param_groups:
+        if any(value is sigma for value in group['params']) and group.get('weight_decay', 0):
+            raise InputError(
+                'the learned uncertainty must have no weight decay, found '
+                f'{group["weight_decay"]:g}: set `optim_wrapper.paramwise_cfg=dict(custom_keys='
+                '{"log_sigma": dict(decay_mult=0.0)})`.'
+            )
+
+
+def _compare(found: Mapping, expected: Mapping, where: str, advice: str) -> None:
+    """Refuse counts of other data or of another detector."""
+    kinds = {'data': 'other training data or another pipeline', 'detector': 'another detector'}
+    for key, what in kinds.items():
+        if list(found.get(key, ())) != list(expected[key]):
+            raise InputError(
+                f'the optimal prior of {where} was measured with {what} than this config has: '
+                f'{advice}.'
+            )
+
+
+def _given(path: str, marks: Mapping[str, list[int]]) -> dict[str, list[float]]:
+    content = read_json(path, 'model.sampling_free.prior', 'file of a measured prior')
+    if not isinstance(content, dict) or content.get('format') != FORMAT:
+        found = content.get('format') if isinstance(content, dict) else type(content).__name__
+        raise InputError(
+            f'{path} (`model.sampling_free.prior`) is no file of a measured prior: expected format '
+            f'{FORMAT}, found {found}.'
+        )
+    advice = "set `model.sampling_free.prior='measure'`"
+    _compare(content.get('marks', {}), marks, path, advice)
+    return content['rows']
+
+
+def _cached(path: Path | None, marks: Mapping[str, list[int]]) -> dict[str, list[float]] | None:
+    """The rows of a cache entry, None if there is none or it is damaged."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return _given(str(path), marks)
+    except (InputError, KeyError):
+        return None
+
+
+def _report(priors: Mapping[str, float], written: Mapping[str, str | None]) -> None:
+    for name, prior in priors.items():
+        print_log(f'optimal prior of {name}: {prior:.4g}', logger='current')
+    for name, layout in written.items():
+        what = f'set to the {layout} optimum'
+        if layout is None:
+            what = 'left alone: its columns are neither C sigmoids nor a softmax over C + 1'
+        print_log(f'bias of {name} {what}', logger='current')

@@ -1,0 +1,1 @@
+"""Samplers of the boxes that a head is trained on."""

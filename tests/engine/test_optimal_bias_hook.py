@@ -1,0 +1,402 @@
+"""Measured priors: equal to counts by hand, cached, resumed, refused; uncertainty without decay."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from sampling_free_toy import build, run_config, train
+from torch import nn
+from torch.utils.data import DataLoader
+from toy import make_toy_coco, toy_config
+
+from mmdet_lt import InputError
+from mmdet_lt.engine.hooks import optimal_bias_hook
+from mmdet_lt.engine.hooks._row_counting import RowCounter, count_rows
+from mmdet_lt.models.layers.optimal_bias import optimal_prior, sigmoid_bias
+
+
+@pytest.fixture
+def data(tmp_path):
+    make_toy_coco(tmp_path / 'data', num_images=5)
+    return tmp_path / 'data'
+
+
+def loader_of(folder, batch_size=2):
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(toy_config(folder).train_dataloader.dataset)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=pseudo_collate)
+
+
+def model_of(kind, **options):
+    torch.manual_seed(0)
+    model = build(kind, **options)
+    model.init_weights()
+    return model
+
+
+def truths(model, loader):
+    for item in loader.dataset:
+        batch = loader.collate_fn([item])
+        yield model.data_preprocessor(batch, True)
+
+
+def anchors_of(head):
+    """All anchors of a 64 x 64 image, in head order."""
+    sizes = [(64 // s[0], 64 // s[1]) for s in head.prior_generator.strides]
+    return head.prior_generator.grid_priors(sizes, device='cpu')
+
+
+def add_assigned(counts, gt_inds, labels):
+    """Count assignments: above 0 an object, 0 background, -1 ignored."""
+    for index in gt_inds.tolist():
+        if index > 0:
+            counts[int(labels[index - 1])] += 1
+        elif index == 0:
+            counts[-1] += 1
+
+
+def by_assigner(kind, model, loader):
+    """Slow counts of the dense head: its assigner called by hand, image by image."""
+    head = model.rpn_head if kind == 'FasterRCNN' else model.bbox_head
+    counts = [0] * (head.num_classes + 1)
+    for data in truths(model, loader):
+        truth = data['data_samples'][0].gt_instances
+        labels = truth.labels if head.num_classes > 1 else torch.zeros_like(truth.labels)
+        levels = anchors_of(head)
+        args = [InstanceData(priors=torch.cat(levels))]
+        if kind in ('ATSS', 'GFL'):
+            args.append([len(level) for level in levels])
+        result = head.assigner.assign(*args, InstanceData(bboxes=truth.bboxes, labels=labels))
+        add_assigned(counts, result.gt_inds, labels)
+    return counts
+
+
+def by_points(model, loader):
+    """FCOS in plain Python: inside a box, largest side in the level's range, smallest box wins."""
+    counts = [0] * 4
+    for data in truths(model, loader):
+        truth = data['data_samples'][0].gt_instances
+        for stride, (low, high) in zip((8, 16), model.bbox_head.regress_ranges, strict=True):
+            for y in range(stride // 2, 64, stride):
+                for x in range(stride // 2, 64, stride):
+                    best, label = float('inf'), 3
+                    for (x1, y1, x2, y2), c in zip(
+                        truth.bboxes.tolist(), truth.labels.tolist(), strict=True
+                    ):
+                        sides = (x - x1, y - y1, x2 - x, y2 - y)
+                        area = (x2 - x1) * (y2 - y1)
+                        if min(sides) > 0 and low <= max(sides) <= high and area < best:
+                            best, label = area, c
+                    counts[label] += 1
+    return counts
+
+
+@pytest.mark.parametrize('kind', ['RetinaNet', 'ATSS', 'GFL', 'FCOS', 'FasterRCNN'])
+def test_counts_equal_the_assigner_called_by_hand(data, kind):
+    loader = loader_of(data)
+    model = model_of(kind)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(7)
+    expected_draw = torch.rand(1)
+    torch.manual_seed(7)
+    rows = count_rows(model, loader)
+    assert torch.equal(torch.rand(1), expected_draw)
+    for key, value in model.state_dict().items():  # counts are NaN until they are stored
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+    expected = by_points(model, loader) if kind == 'FCOS' else by_assigner(kind, model, loader)
+    assert rows['rpn_head' if kind == 'FasterRCNN' else 'bbox_head'] == expected
+    assert sum(expected[:-1]) > 0 and expected[-1] > sum(expected[:-1])
+
+
+def test_rows_of_a_roi_head_are_its_proposals_and_the_truth(data):
+    loader = loader_of(data, batch_size=1)
+    model = model_of('FasterRCNN').eval()
+    model.backbone.norm_eval = True  # the same proposals in both modes
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    counts = [0] * 4
+    head = model.roi_head
+    model.train()
+    for sample in truths(model, loader):
+        truth = sample['data_samples'][0].gt_instances
+        with torch.no_grad():
+            features = model.extract_feat(sample['inputs'])
+            found = model.rpn_head.predict(features, sample['data_samples'], rescale=False)
+        # `predict` uses the settings of testing, which are those of training here.
+        boxes = torch.cat([truth.bboxes, found[0].bboxes])
+        result = head.bbox_assigner.assign(InstanceData(priors=boxes), truth)
+        add_assigned(counts, result.gt_inds, truth.labels)
+    rows = count_rows(model, loader)['roi_head.bbox_head']
+    assert rows == counts and sum(rows[:-1]) >= 10
+
+
+def test_fewer_images_are_spaced_evenly(data):
+    loader, model = loader_of(data), model_of('RetinaNet')
+    seen = []
+    original = loader.dataset.__class__.__getitem__
+
+    class Recording(loader.dataset.__class__):
+        def __getitem__(self, index):
+            seen.append(int(index))
+            return original(self, index)
+
+    loader.dataset.__class__ = Recording
+    count_rows(model, loader, 3)
+    assert seen == [0, 2, 4]
+
+
+def counted(loss_call):
+    counter = RowCounter(3, torch.device('cpu'))
+    loss = nn.Identity()
+    loss.forward = lambda *args, **kwargs: None
+    loss.register_forward_pre_hook(counter, with_kwargs=True)
+    loss_call(loss)
+    return counter.rows.tolist()
+
+
+def test_every_shape_of_target_is_understood():
+    z, label = torch.zeros(4, 3), torch.tensor([0, 2, 3, 3])
+    weight = torch.tensor([1.0, 1, 0, 0.5])
+    assert counted(lambda loss: loss(z, label)) == [1, 0, 1, 2]
+    assert counted(lambda loss: loss(z, label, weight, avg_factor=1)) == [1, 0, 1, 1]
+    assert counted(lambda loss: loss(z, (label, weight), weight=weight)) == [1, 0, 1, 1]
+    wide = weight[:, None].expand(4, 3)
+    assert counted(lambda loss: loss(z, label, wide)) == [1, 0, 1, 1]
+    outside = torch.tensor([0, -1, 9, 3])
+    assert counted(lambda loss: loss(z, outside)) == [1, 0, 0, 3]
+    soft = torch.tensor([[0, 0.3, 0], [0, 0, 0], [0, 0, 0.9], [0, 0, 0]])
+    assert counted(lambda loss: loss(z, soft)) == [0, 1, 1, 2]
+    # PAA and OHEM look for hard rows first: not counted.
+    assert counted(lambda loss: loss(z, label, weight, 1.0, 'none')) == [0, 0, 0, 0]
+    assert counted(lambda loss: loss(z, label, reduction_override='none')) == [0, 0, 0, 0]
+
+
+# ---- whole runs ------------------------------------------------------------------------------
+
+
+def bias_before_training(cfg):
+    """The classifier's bias and the counts as the first iteration finds them."""
+    runner = Runner.from_cfg(cfg)
+    seen = {}
+
+    def record(*_args, **_kwargs):
+        seen.update({k: v.detach().clone() for k, v in runner.model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    runner.model.train_step = record
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    return seen
+
+
+def test_the_hook_sets_the_bias_and_remembers(data, tmp_path, monkeypatch):
+    cfg = run_config(data, tmp_path / 'a', 'RetinaNet')
+    seen = bias_before_training(cfg)
+    rows = seen['sampling_free.prior.rows_bbox_head'].tolist()
+    model = model_of('RetinaNet')
+    assert rows == by_assigner('RetinaNet', model, loader_of(data))
+    bias = sigmoid_bias(optimal_prior(sum(rows[:-1]), sum(rows), 3))
+    got = seen['bbox_head.retina_cls.bias']
+    torch.testing.assert_close(got, torch.full_like(got, bias))
+    saved = json.loads((tmp_path / 'a' / 'optimal_prior.json').read_text())
+    assert saved['rows'] == {'bbox_head': rows}
+
+    def forbidden(*_args):
+        raise AssertionError('measured again')
+
+    # The cache serves equal runs, wherever the data lie; the file can be named, too.
+    monkeypatch.setattr(optimal_bias_hook, 'count_rows', forbidden)
+    (tmp_path / 'moved').mkdir()
+    os.rename(data, tmp_path / 'moved' / 'data')
+    moved = tmp_path / 'moved' / 'data'
+    again = bias_before_training(run_config(moved, tmp_path / 'b', 'RetinaNet'))
+    assert torch.equal(again['bbox_head.retina_cls.bias'], got)
+    named = str(tmp_path / 'a' / 'optimal_prior.json')
+    given = run_config(moved, tmp_path / 'c', 'RetinaNet', dict(cache=False), prior=named)
+    assert torch.equal(bias_before_training(given)['bbox_head.retina_cls.bias'], got)
+    for change in (dict(hook=dict(cache=False)), dict(hook=dict(num_images=2))):
+        with pytest.raises(AssertionError, match='measured again'):
+            train(run_config(moved, tmp_path / 'd', 'RetinaNet', **change))
+
+
+def test_a_prior_of_other_data_or_detector_is_refused(data, tmp_path):
+    bias_before_training(run_config(data, tmp_path / 'a', 'RetinaNet'))
+    named = str(tmp_path / 'a' / 'optimal_prior.json')
+    other = tmp_path / 'other'
+    make_toy_coco(other, num_images=5, seed=1)
+    cfg = run_config(other, tmp_path / 'b', 'RetinaNet', prior=named)
+    with pytest.raises(InputError, match=r'optimal_prior\.json was measured with other training'):
+        train(cfg)
+    cfg = run_config(data, tmp_path / 'c', 'RetinaNet', prior=named)
+    cfg.model.train_cfg.assigner.pos_iou_thr = 0.6
+    with pytest.raises(InputError, match='measured with another detector'):
+        train(cfg)
+    (tmp_path / 'x.json').write_text('{}')
+    cfg = run_config(data, tmp_path / 'd', 'RetinaNet', prior=str(tmp_path / 'x.json'))
+    with pytest.raises(InputError, match=r'x\.json.*is no file of a measured prior'):
+        train(cfg)
+
+
+def test_a_damaged_cache_is_measured_again(data, tmp_path):
+    bias_before_training(run_config(data, tmp_path / 'a', 'RetinaNet'))
+    (entry,) = (tmp_path / '.cache' / 'optimal_prior').glob('*.json')
+    whole = entry.read_text()
+    entry.write_text(whole[:40])
+    bias_before_training(run_config(data, tmp_path / 'b', 'RetinaNet'))
+    assert json.loads(entry.read_text()) == json.loads(whole)
+
+
+def test_resume_goes_on_as_if_unbroken(data, tmp_path):
+    def schedule(cfg, epochs):
+        cfg.train_cfg.max_epochs = epochs
+        return cfg
+
+    whole = train(schedule(run_config(data, tmp_path / 'whole', 'RetinaNet'), 2))
+    train(schedule(run_config(data, tmp_path / 'parts', 'RetinaNet'), 1))
+    cfg = schedule(run_config(data, tmp_path / 'parts', 'RetinaNet'), 2)
+    cfg.update(resume=True, load_from=str(tmp_path / 'parts' / 'epoch_1.pth'))
+    parts = train(cfg)
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[key], value, msg=key)
+    assert whole.model.sampling_free.guide.steps == 6
+
+    other = tmp_path / 'other'
+    make_toy_coco(other, num_images=5, seed=1)
+    cfg = schedule(run_config(other, tmp_path / 'parts', 'RetinaNet'), 3)
+    cfg.update(resume=True, load_from=str(tmp_path / 'parts' / 'epoch_2.pth'))
+    with pytest.raises(InputError, match='prior of the checkpoint was measured with other'):
+        train(cfg)
+
+
+def test_fine_tuning_keeps_a_trained_classifier_but_counts_anew(data, tmp_path):
+    train(run_config(data, tmp_path / 'a', 'RetinaNet'))
+    trained = torch.load(tmp_path / 'a' / 'epoch_1.pth', weights_only=False)['state_dict']
+    other = tmp_path / 'other'
+    make_toy_coco(other, num_images=3, seed=5)
+    cfg = run_config(other, tmp_path / 'b', 'RetinaNet')
+    cfg.load_from = str(tmp_path / 'a' / 'epoch_1.pth')
+    seen = bias_before_training(cfg)
+    key = 'bbox_head.retina_cls.bias'
+    assert torch.equal(seen[key], trained[key])
+    counts = seen['sampling_free.prior.rows_bbox_head'].tolist()
+    assert counts == by_assigner('RetinaNet', model_of('RetinaNet'), loader_of(other))
+
+
+def test_published_generation_leaves_the_roi_classifier(data, tmp_path):
+    for generation, is_zero in (('2020', True), ('robust', False)):
+        cfg = run_config(data, tmp_path / generation, 'FasterRCNN', generation=generation)
+        seen = bias_before_training(cfg)
+        assert (seen['roi_head.bbox_head.fc_cls.bias'] == 0).all() == is_zero
+        assert seen['rpn_head.rpn_cls.bias'][0] < -1
+
+
+def test_uncertainty_must_not_decay(data, tmp_path):
+    cfg = run_config(data, tmp_path / 'a', 'RetinaNet', generation='2021')
+    cfg.optim_wrapper.optimizer.weight_decay = 0.1
+    with pytest.raises(InputError, match=r'no weight decay, found 0\.1.*log_sigma'):
+        train(cfg)
+    cfg = run_config(data, tmp_path / 'b', 'RetinaNet', generation='2021')
+    cfg.optim_wrapper.optimizer.weight_decay = 0.1
+    cfg.optim_wrapper.paramwise_cfg = ConfigDict(custom_keys={'log_sigma': dict(decay_mult=0.0)})
+    runner = train(cfg)
+    sigma = runner.model.sampling_free.guide.log_sigma
+    decays = {
+        group['weight_decay']
+        for group in runner.optim_wrapper.param_groups
+        for parameter in group['params']
+        if parameter is sigma
+    }
+    assert decays == {0.0}
+    assert (sigma != 0).all()  # it learns
+
+
+def test_data_without_objects_is_refused(data, tmp_path):
+    path = data / 'train.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(content, annotations=[])))
+    cfg = run_config(data, tmp_path / 'a', 'RetinaNet')
+    with pytest.raises(InputError, match=r'5 training images.*no object.*`model\.bbox_head`'):
+        train(cfg)
+
+
+def test_the_hook_needs_a_sampling_free_detector(data, tmp_path):
+    cfg = toy_config(data)
+    cfg.custom_hooks = [dict(type='mmdet_lt.OptimalBiasHook')]
+    cfg.work_dir = str(tmp_path / 'a')
+    with pytest.raises(InputError, match=r"found RetinaNet: set.*`model\.detector='RetinaNet'`"):
+        train(cfg)
+    for bad in (0, 1.5):
+        with pytest.raises(InputError, match='num_images'):
+            optimal_bias_hook.OptimalBiasHook(num_images=bad)
+
+
+def test_nan_stops_the_run_with_usable_weights(data, tmp_path):
+    cfg = run_config(data, tmp_path / 'a', 'RetinaNet')
+    cfg.optim_wrapper.optimizer.lr = 1e30
+    cfg.param_scheduler = []
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(InputError, match=r'every loss must be finite, but `loss_'):
+        runner.train()
+    guide = runner.model.sampling_free.guide
+    assert torch.isfinite(guide.ratio).all() and torch.isfinite(guide.loc_mean).all()
+
+
+def _rank(rank, port, folder, data):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    rows = [
+        count_rows(model_of(kind), loader_of(data), images)
+        for kind, images in (('RetinaNet', None), ('FCOS', None), ('FCOS', 1))
+    ]
+    torch.save(rows, os.path.join(folder, f'{rank}.pth'))
+    dist.barrier()
+    os._exit(0)  # destroying a gloo group can abort the process while its threads finish
+
+
+def test_two_ranks_equal_one(data, tmp_path):
+    """Five images over two ranks; and one image, which leaves a rank without any."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, args=(port, str(tmp_path), str(data)), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
+    loader = loader_of(data)
+    one = [
+        count_rows(model_of(kind), loader, images)
+        for kind, images in (('RetinaNet', None), ('FCOS', None), ('FCOS', 1))
+    ]
+    assert first == second == one
+
+
+@pytest.mark.parametrize(
+    ('kind', 'loss'),
+    [('RetinaNet', 'EQLv2Loss'), ('FasterRCNN', 'EQLv2Loss'), ('FasterRCNN', 'SeesawLoss')],
+)
+def test_it_combines_with_long_tail_losses_and_samplers(data, tmp_path, kind, loss):
+    sigmoid = loss == 'EQLv2Loss'
+    cfg = run_config(data, tmp_path / 'a', kind)
+    head = cfg.model.bbox_head if kind == 'RetinaNet' else cfg.model.roi_head.bbox_head
+    head.loss_cls = ConfigDict(type=f'mmdet_lt.{loss}', use_sigmoid=sigmoid)
+    cfg.custom_hooks.insert(0, dict(type='mmdet_lt.ClassStatisticsHook'))
+    cfg.train_dataloader.sampler = dict(type='mmdet_lt.RepeatFactorSampler', repeat_thr=0.5)
+    seen = bias_before_training(cfg)
+    # Measuring is no training: running statistics are still those of an untrained loss.
+    running = {k: v for k, v in seen.items() if k.rpartition('.')[2] in ('pos_grad', 'cum_samples')}
+    assert running and all((v == 0).all() for v in running.values())
+    cfg.experiment_name += 'again'
+    runner = train(cfg)
+    assert runner.model.sampling_free.guide.steps == len(runner.train_dataloader)
+    assert torch.isfinite(runner.model.sampling_free.guide.ratio).all()
