@@ -29,7 +29,6 @@ from mmdet_lt.models.losses._counts import check_count, class_count
 from mmdet_lt.models.losses.reweighting import ClassReweighting, with_background
 from mmdet_lt.models.losses.softmax_loss import SoftmaxLoss
 from mmdet_lt.models.losses.tags import LossTags
-from mmdet_lt.ops.softmax import softmax_loss
 from mmdet_lt.registry import MODELS
 from mmdet_lt.statistics import ClassStatistics
 
@@ -37,20 +36,6 @@ from mmdet_lt.statistics import ClassStatistics
 def cost_sensitive_weight(count: Tensor, gamma: float = 1.0) -> Tensor:
     """``w`` of the classes, (C,) in (0, 1], from counts of at least 1, (C,)."""
     return (count.min() / count) ** gamma
-
-
-def cost_sensitive_loss(z: Tensor, label: Tensor, class_weight: Tensor) -> Tensor:
-    """Loss of each row.
-
-    Args:
-        z: Logits, (N, C + 1), background last, any floating dtype.
-        label: Class of each row, (N,) int64 in ``[0, C]``.
-        class_weight: ``w``, (C + 1,), background last.
-
-    Returns:
-        (N,), with gradient.
-    """
-    return softmax_loss(z, label) * class_weight[label]
 
 
 @MODELS.register_module()

@@ -24,18 +24,14 @@ Each rank and call has its own ``ρ``, as in the authors' code; a dense head cal
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses._tail import TailLoss
 from mmdet_lt.models.losses.rows import Rows
-from mmdet_lt.models.losses.sigmoid_loss import SigmoidLoss
 from mmdet_lt.models.losses.tags import LossTags
 from mmdet_lt.ops.sigmoid import SigmoidTerms, row_blocks, sigmoid_terms_loss
 from mmdet_lt.registry import MODELS
-from mmdet_lt.statistics import ClassStatistics
 
 
 def tail_fraction(label: Tensor, tail: Tensor, row_weight: Tensor | None = None) -> Tensor:
@@ -92,7 +88,7 @@ def drop_loss(
 
 
 @MODELS.register_module()
-class DropLoss(SigmoidLoss):
+class DropLoss(TailLoss):
     """DropLoss, see the formula above.
 
     Args:
@@ -114,24 +110,6 @@ class DropLoss(SigmoidLoss):
         stochastic=True,
         variants=(dict(lambda_=0.0), dict(lambda_=1.0)),
     )
-    state_names = ('tail',)
-
-    def __init__(
-        self, lambda_: float = 0.0011, prior_prob: float | None = 0.001, **kwargs: Any
-    ) -> None:
-        if not 0 <= lambda_ <= 1:
-            raise InputError(
-                '`loss_cls.lambda_` of DropLoss is a fraction of images in [0, 1], found '
-                f'{lambda_}.'
-            )
-        self.lambda_ = lambda_
-        super().__init__(prior_prob=prior_prob, **kwargs)
-
-    def size_buffers(self, num_classes: int) -> None:
-        self.declare_static(tail=num_classes)
-
-    def take_statistics(self, stats: ClassStatistics) -> None:
-        self.fill_static(tail=stats.image_frequency < self.lambda_)
 
     def terms(self, rows: Rows) -> SigmoidTerms:
         rho = tail_fraction(rows.label, self.tail, rows.row_weight)

@@ -18,18 +18,14 @@ buffer and come from the training set.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses._tail import TailLoss
 from mmdet_lt.models.losses.rows import Rows
-from mmdet_lt.models.losses.sigmoid_loss import SigmoidLoss
 from mmdet_lt.models.losses.tags import LossTags
 from mmdet_lt.ops.sigmoid import SigmoidTerms, weighted_sigmoid_loss
 from mmdet_lt.registry import MODELS
-from mmdet_lt.statistics import ClassStatistics
 
 
 def equalization_loss(
@@ -51,7 +47,7 @@ def equalization_loss(
 
 
 @MODELS.register_module()
-class EQLLoss(SigmoidLoss):
+class EQLLoss(TailLoss):
     """Equalization loss, see the formula above.
 
     Args:
@@ -72,23 +68,6 @@ class EQLLoss(SigmoidLoss):
         statistics=True,
         variants=(dict(lambda_=0.0), dict(lambda_=1.0)),
     )
-    state_names = ('tail',)
-
-    def __init__(
-        self, lambda_: float = 0.0011, prior_prob: float | None = 0.001, **kwargs: Any
-    ) -> None:
-        if not 0 <= lambda_ <= 1:
-            raise InputError(
-                f'`loss_cls.lambda_` of EQLLoss is a fraction of images in [0, 1], found {lambda_}.'
-            )
-        self.lambda_ = lambda_
-        super().__init__(prior_prob=prior_prob, **kwargs)
-
-    def size_buffers(self, num_classes: int) -> None:
-        self.declare_static(tail=num_classes)
-
-    def take_statistics(self, stats: ClassStatistics) -> None:
-        self.fill_static(tail=stats.image_frequency < self.lambda_)
 
     def terms(self, rows: Rows) -> SigmoidTerms:
         ones = self.ones(rows)

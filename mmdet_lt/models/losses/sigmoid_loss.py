@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,20 @@ from mmdet_lt.ops.sigmoid import (
     sigmoid_terms_entries,
     sigmoid_terms_loss,
 )
+
+#: What an entry of each of the terms is without re-balancing.
+_PLAIN = dict(pos_weight=1, neg_weight=1, neg_weight_bg=1, gamma=0, gate=True, shift=0, shift_bg=0)
+
+
+def _with_plain_column(terms: SigmoidTerms) -> SigmoidTerms:
+    """The same terms and those of one more column, which is not re-balanced."""
+    longer = {}
+    for name, plain in _PLAIN.items():
+        value = getattr(terms, name)
+        if isinstance(value, Tensor) and value.dim():
+            column = value.new_full((*value.shape[:-1], 1), plain)
+            longer[name] = torch.cat([value, column], -1)
+    return replace(terms, **longer)
 
 
 class SigmoidLoss(LongTailLoss):
@@ -50,11 +65,18 @@ class SigmoidLoss(LongTailLoss):
 
     def weighted_terms(self, rows: Rows) -> SigmoidTerms:
         """:meth:`terms` with ``class_weight`` on the positive entries."""
-        terms = self.terms(rows)
+        terms = self._terms_of_columns(rows)
         if self._num_classes is not None and hasattr(self, 'fixed_weight'):
             weight = self.fixed_weight[: rows.z.shape[1]]
             terms.pos_weight = terms.pos_weight * weight
         return terms
+
+    def _terms_of_columns(self, rows: Rows) -> SigmoidTerms:
+        if type(self).objectness or not self.has_objectness(rows.z.shape[1]):
+            return self.terms(rows)
+        # A head added the objectness: the method does not know of the column.
+        classes = replace(rows, z=rows.z[:, : self.num_classes])
+        return _with_plain_column(self.terms(classes))
 
     def compute(self, rows: Rows) -> Tensor:
         terms = self.weighted_terms(rows)

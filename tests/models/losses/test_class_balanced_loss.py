@@ -22,9 +22,9 @@ from static_losses import (
 
 from mmdet_lt import InputError
 from mmdet_lt.models.losses.class_balanced_loss import (
-    class_balanced_loss,
     effective_number_weight,
 )
+from mmdet_lt.models.losses.reweighting import weighted_softmax_loss
 
 KIND = 'ClassBalancedLoss'
 
@@ -117,7 +117,7 @@ def test_a_fixed_class_weight_multiplies():
 
 def test_the_pure_function_is_what_the_module_computes():
     loss = build(KIND)
-    rows = class_balanced_loss(LOGITS, LABELS, loss.balance_weight)
+    rows = weighted_softmax_loss(LOGITS, LABELS, loss.balance_weight)
     torch.testing.assert_close(loss(LOGITS, LABELS, reduction_override='none'), rows)
 
 

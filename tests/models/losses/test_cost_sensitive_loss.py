@@ -19,7 +19,7 @@ from static_losses import (
 )
 
 from mmdet_lt import InputError
-from mmdet_lt.models.losses.cost_sensitive_loss import cost_sensitive_loss
+from mmdet_lt.models.losses.reweighting import weighted_softmax_loss
 
 KIND = 'CostSensitiveLoss'
 
@@ -82,7 +82,7 @@ def test_counts_of_images_or_boxes():
 
 def test_the_pure_function_is_what_the_module_computes():
     loss = build(KIND)
-    rows = cost_sensitive_loss(LOGITS, LABELS, loss.balance_weight)
+    rows = weighted_softmax_loss(LOGITS, LABELS, loss.balance_weight)
     torch.testing.assert_close(loss(LOGITS, LABELS, reduction_override='none'), rows)
 
 
