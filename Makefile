@@ -12,11 +12,11 @@ PYTHON := $(or $(PYTHON),$(FOUND),python3)
 # The interpreter with everything installed, known when `setup` is done.
 RUN = "$$('$(PYTHON)' tools/setup_env.py --print-python)"
 
-.PHONY: help setup demo test lint format benchmark report clean distclean
+.PHONY: help setup demo test test-onedl lint format benchmark report clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'Options for the command that runs: make test ARGS="-k loss -x"'
 
 setup:  ## create or complete the environment (nothing to do the second time)
@@ -29,6 +29,10 @@ demo: setup  ## train, evaluate and draw a small long-tail example
 
 test: setup  ## run the tests (slow and gpu ones: ARGS="-m slow", ARGS="-m gpu")
 	@$(RUN) -m pytest -q $(ARGS)
+
+test-onedl:  ## run the tests on the onedl forks, in an environment of its own
+	@'$(PYTHON)' tools/setup_env.py --onedl
+	@"$$('$(PYTHON)' tools/setup_env.py --onedl --print-python)" -m pytest -q $(ARGS)
 
 lint: setup  ## check style and formatting
 	@$(RUN) -m ruff check .
@@ -47,7 +51,7 @@ report: setup  ## HTML report of a work directory: make report ARGS=work_dirs/na
 
 clean:  ## remove caches and builds
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment, too
-	@rm -rf .venv
+	@rm -rf .venv .venv-onedl

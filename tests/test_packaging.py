@@ -98,7 +98,7 @@ def test_requirements_txt_includes_every_file_but_the_stack():
     text = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
     included = set(re.findall(r'^-r requirements/(\w+)\.txt', text, re.M))
     files = {path.stem for path in (ROOT / 'requirements').glob('*.txt')}
-    assert included == files - {'stack'}
+    assert included == files - {'stack', 'onedl', 'onedl_deps'}
 
 
 def test_stack_pins_are_in_the_ranges_that_are_accepted(checks):
@@ -242,6 +242,42 @@ def test_active_environment_is_used_only_with_torch(setup_env, monkeypatch, tmp_
     assert setup_env.choose_python() == setup_env.VENV / 'bin' / 'python'
     monkeypatch.setenv('VIRTUAL_ENV', str(setup_env.VENV))
     assert setup_env.choose_python() == setup_env.VENV / 'bin' / 'python'
+
+
+def test_forks_have_an_environment_of_their_own(setup_env, checks, monkeypatch, tmp_path):
+    monkeypatch.setenv('VIRTUAL_ENV', str(tmp_path))  # not used, not even with torch in it
+    python = setup_env.choose_python(onedl=True)
+    assert python == ROOT / '.venv-onedl' / 'bin' / 'python'
+    done = subprocess.run(
+        [sys.executable, 'tools/setup_env.py', '--onedl', '--print-python'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(python) and done.returncode == 0
+    pins = {name: version for name, version in checks.pins('onedl').items() if name != 'imaug'}
+    assert set(pins) == set(checks.ONEDL) and checks.check_stack(pins) == 'onedl'
+
+
+def test_forks_are_installed_without_their_dependencies(setup_env, monkeypatch, tmp_path):
+    commands = []
+    log = setup_env.Log(tmp_path / 'setup.log')
+    monkeypatch.setattr(log, 'run', lambda title, command, *_, **__: commands.append(command))
+    found = {'dists': {'torch': '2.13.0', 'onedl-mmengine': '0.10.12'}, 'cv2': True}
+    setup_env.install_packages(log, Path('python'), found, 'onedl')
+    files = {word for word in commands[0] if word.endswith('.txt')}
+    for name in ('stack_deps', 'onedl_deps'):
+        assert str(ROOT / 'requirements' / f'{name}.txt') in files
+    assert '--no-deps' in commands[1]
+    assert commands[1][-2:] == ['onedl-mmdetection==3.5.1', 'imaug==0.4.3']
+    setup_env.install_packages(log, Path('python'), found, '')  # the user's own forks
+    assert len(commands) == 3 and 'stack_deps.txt' not in ' '.join(commands[2])
+
+
+def test_wheels_of_mmcv_and_its_fork_are_told_apart(checks):
+    assert checks.wheel_glob('onedl-mmcv') == 'onedl_mmcv-*.whl'
+    keys = {checks.wheel_key(INFO, 'cpu', '2.3.6', dist) for dist in ('mmcv', 'onedl-mmcv')}
+    assert len(keys) == 2
 
 
 def test_failed_step_is_one_sentence(setup_env, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / '.venv'
+ONEDL_VENV = ROOT / '.venv-onedl'
 TORCH = '2.13.0'  # installed where there is no torch
 TORCH_RANGE = ((2, 1), (2, 13))
 PYTHON_RANGE = ((3, 10), (3, 12))
@@ -33,7 +34,7 @@ ONEDL = {
 UNUSABLE = {'mmcv-lite': 'it has no compiled operators', 'mmcv-full': 'it is mmcv 1.x'}
 OPENCV = [f'opencv-{kind}' for kind in ('python', 'contrib-python')]
 OPENCV += [f'{name}-headless' for name in OPENCV]
-DISTS = ['torch', 'numpy', *STOCK, *ONEDL, *UNUSABLE, *OPENCV]
+DISTS = ['torch', 'numpy', *STOCK, *ONEDL, 'imaug', *UNUSABLE, *OPENCV]
 IMPORTS = 'cv2 mmcv mmengine mmdet pycocotools matplotlib tqdm'.split()
 
 PROBE = """
@@ -157,9 +158,9 @@ def choose_ops(info: Mapping) -> tuple[str, str]:
     )
 
 
-def wheel_key(info: Mapping, ops: str, mmcv: str) -> str:
+def wheel_key(info: Mapping, ops: str, mmcv: str, dist: str = 'mmcv') -> str:
     """Name everything a built mmcv depends on; the cache of pip would ignore torch."""
-    parts = [f'mmcv{mmcv}', info['python'], f'torch{info["torch"]}', f'abi{info["abi"]}', ops]
+    parts = [f'{dist}{mmcv}', info['python'], f'torch{info["torch"]}', f'abi{info["abi"]}', ops]
     if ops != 'cpu':
         parts += [f'cuda{info["cuda"]}', info['arch']]
     parts += [info['platform'], info['libc']]
@@ -189,15 +190,26 @@ def wheel_cache() -> Path:
     return base / 'mmdet_lt' / 'wheels'
 
 
-def have_wheel(python_tag: str) -> bool:
+def have_wheel(python_tag: str, dist: str = 'mmcv') -> bool:
     """Whether the cache may hold what is needed, so that no compiler is."""
-    return any(wheel_cache().glob(f'mmcv{pinned("mmcv")}-{python_tag}-*/mmcv-*.whl'))
+    return any(wheel_cache().glob(f'{dist}{pinned(dist)}-{python_tag}-*/{wheel_glob(dist)}'))
+
+
+def wheel_glob(dist: str) -> str:
+    """Return the pattern of the file names of a distribution's wheels."""
+    return f'{dist.replace("-", "_")}-*.whl'
+
+
+def pins(family: str) -> dict[str, str]:
+    """Return the exact pins of requirements/stack.txt or onedl.txt, by distribution."""
+    file = {'stock': 'stack', 'onedl': 'onedl'}[family]
+    text = (ROOT / 'requirements' / f'{file}.txt').read_text(encoding='utf-8')
+    return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.M))
 
 
 def pinned(name: str) -> str:
-    """Return the version of an exact pin in requirements/stack.txt."""
-    text = (ROOT / 'requirements' / 'stack.txt').read_text(encoding='utf-8')
-    return re.search(rf'^{name}==(\S+)', text, re.M).group(1)
+    """Return the version of an exact pin."""
+    return {**pins('stock'), **pins('onedl')}[name]
 
 
 def stamp_key(python: tuple[int, ...]) -> str:

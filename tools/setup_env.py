@@ -1,7 +1,8 @@
 """Make the Python environment that this checkout needs; uses the standard library only.
 
 The active environment is completed when it holds torch, else ``.venv`` is created. Run it with
-``make setup``. The choices are explained in docs/installation.md.
+``make setup``. The choices are explained in docs/installation.md. With ``--onedl`` an environment
+of its own, ``.venv-onedl``, gets the onedl forks in place of the originals.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 import setup_checks as checks
-from setup_checks import ROOT, VENV, Stop
+from setup_checks import ONEDL_VENV, ROOT, VENV, Stop
 
 STEP = re.compile(r'^\s*(Collecting|Downloading|Building wheel|Installing collected)(.*)')
 NINJA = re.compile(r'^\s*\[(\d+)/(\d+)\]')
@@ -96,8 +97,13 @@ def probe(python: Path, code: str = checks.PROBE, arguments: tuple = tuple(check
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def choose_python() -> Path:
-    """Return the interpreter to use: the active environment's if it has torch, else .venv's."""
+def choose_python(onedl: bool = False) -> Path:
+    """Return the interpreter to use: the active environment's if it has torch, else .venv's.
+
+    That of the forks is always .venv-onedl's: they share their import names with the originals.
+    """
+    if onedl:
+        return ONEDL_VENV / 'bin' / 'python'
     active = os.environ.get('VIRTUAL_ENV') or os.environ.get('CONDA_PREFIX')
     python = Path(active or VENV) / 'bin' / 'python'
     if active and python.exists() and python.parent.parent.resolve() != VENV.resolve():
@@ -106,21 +112,25 @@ def choose_python() -> Path:
     return VENV / 'bin' / 'python'
 
 
-def create_venv(log: Log) -> None:
-    """Create .venv with the interpreter that runs this script."""
+def create_venv(log: Log, venv: Path) -> None:
+    """Create an environment with the interpreter that runs this script."""
     version = f'{sys.version_info[0]}.{sys.version_info[1]}'
     log.run(
-        f'create .venv with Python {version}',
-        [sys.executable, '-m', 'venv', '--clear', str(VENV)],
-        f'Python cannot create .venv: install its venv module, on Debian and Ubuntu with '
+        f'create {venv.name} with Python {version}',
+        [sys.executable, '-m', 'venv', '--clear', str(venv)],
+        f'Python cannot create {venv.name}: install its venv module, on Debian and Ubuntu with '
         f'`apt-get install python{version}-venv`',
     )
 
 
 def install_packages(log: Log, python: Path, found: dict, family: str) -> None:
-    """Install torch (where there is none), the pure packages and, for stock, mmengine and mmdet."""
+    """Install torch (where there is none), the pure packages and those of a family but mmcv.
+
+    ``family`` is 'stock', 'onedl', or '' where the user's own forks are there already.
+    """
     dists = found['dists']
-    names = ['build', 'runtime', 'dev'] + ['stack_deps'] * (family == 'stock')
+    names = ['build', 'runtime', 'dev'] + ['stack_deps'] * bool(family)
+    names += ['onedl_deps'] * (family == 'onedl')
     names += ['opencv'] * (not found['cv2'])
     pip = [str(python), '-m', 'pip', 'install']
     limits = ['setuptools<81', f'torch=={dists.get("torch", checks.TORCH)}']
@@ -134,9 +144,11 @@ def install_packages(log: Log, python: Path, found: dict, family: str) -> None:
             command += ['-r', str(ROOT / 'requirements' / f'{name}.txt')]
         what = 'packages' if 'torch' in dists else f'torch {checks.TORCH} and packages'
         log.run(f'install {what}', command, 'pip could not install the packages')
-    wanted = [f'{n}=={checks.pinned(n)}' for n in ('mmengine', 'mmdet') if n not in dists]
-    if family == 'stock' and wanted:
-        command = [*pip, '--no-deps', *wanted]
+    pins = checks.pins(family) if family else {}
+    pure = [name for name in pins if not name.endswith('mmcv') and name not in dists]
+    wanted = [f'{name}=={pins[name]}' for name in pure]
+    if wanted:
+        command = [*pip, '--no-deps', '--no-build-isolation', *wanted]
         log.run(f'install {" and ".join(wanted)}', command, 'pip could not install them')
 
 
@@ -151,8 +163,8 @@ def wheel_folder(key: str) -> Path:
     return folder
 
 
-def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> Path:
-    """Build mmcv from source into ``folder``; other set-ups may be doing the same."""
+def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool, dist: str) -> Path:
+    """Build mmcv or its fork from source into ``folder``; others may be doing the same."""
     checks.check_compiler(probe(python)['include'])
     jobs = checks.build_jobs()
     # setuptools replaces its own flags by these, so optimisation has to be named. No debug
@@ -161,12 +173,12 @@ def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> 
     cuda = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''} if ops == 'cpu' else {'FORCE_CUDA': '1'}
     with tempfile.TemporaryDirectory(dir=folder) as part:
         command = [str(python), '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps']
-        command += ['--no-cache-dir', '-w', part, f'mmcv=={checks.pinned("mmcv")}']
-        command += ['--no-binary', 'mmcv'] * again
+        command += ['--no-cache-dir', '-w', part, f'{dist}=={checks.pinned(dist)}']
+        command += ['--no-binary', dist] * again
         log.run(
-            f'build mmcv with {ops} operators, {jobs} files at a time (about 5 minutes on 2 cores)',
+            f'build {dist} with {ops} operators, {jobs} files at once (about 5 minutes on 2 cores)',
             command,
-            'mmcv could not be built',
+            f'{dist} could not be built',
             # torch looks for ninja on PATH and compiles file by file without it.
             PATH=f'{python.parent}{os.pathsep}{os.environ.get("PATH", "")}',
             MAX_JOBS=os.environ.get('MAX_JOBS', str(jobs)),
@@ -174,7 +186,7 @@ def build_wheel(log: Log, python: Path, folder: Path, ops: str, again: bool) -> 
             CXXFLAGS=flags,
             **cuda,
         )
-        built = next(Path(part).glob('mmcv-*.whl'))
+        built = next(Path(part).glob(checks.wheel_glob(dist)))
         os.replace(built, folder / built.name)  # atomic: no one installs half a wheel
     return folder / built.name
 
@@ -185,39 +197,40 @@ def ops_work(python: Path, ops: str) -> bool:
     return not subprocess.run([str(python), '-c', code], capture_output=True).returncode
 
 
-def install_mmcv(log: Log, python: Path, dists: dict, earlier: str) -> str:
+def install_mmcv(log: Log, python: Path, dists: dict, earlier: str, dist: str) -> str:
     """Install an mmcv that fits torch; return the key of our wheel, '' for a foreign one."""
     info = probe(python, checks.TORCH_PROBE, ())
     info['nvcc'] = checks.nvcc_version(info['cuda_home'])
     ops, remark = checks.choose_ops(info)
     if remark:
         log.say(remark)
-    key = checks.wheel_key(info, ops, checks.pinned('mmcv'))
+    key = checks.wheel_key(info, ops, checks.pinned(dist), dist)
     present = [name for name in ('mmcv', 'onedl-mmcv') if name in dists]
     if present and earlier in ('', key):
         log.say(f'check the operators of {present[0]} {dists[present[0]]}')
         if ops_work(python, ops if earlier else 'cpu'):
             return earlier
-        if present[0] != 'mmcv':
+        if present[0] != dist:
             raise Stop(f'{present[0]} does not work with torch {info["torch"]}: install its build.')
     folder = wheel_folder(key)
     for again in (False, True):
-        wheel = next(folder.glob('mmcv-*.whl'), None)
+        wheel = next(folder.glob(checks.wheel_glob(dist)), None)
         if wheel and not again:
-            log.say(f'reuse the mmcv wheel built earlier ({ops} operators)')
+            log.say(f'reuse the {dist} wheel built earlier ({ops} operators)')
         else:
-            wheel = build_wheel(log, python, folder, ops, again)
+            wheel = build_wheel(log, python, folder, ops, again, dist)
         command = [str(python), '-m', 'pip', 'install', '--no-deps', '--force-reinstall']
-        log.run('install mmcv', [*command, str(wheel)], 'pip could not install mmcv')
+        log.run(f'install {dist}', [*command, str(wheel)], f'pip could not install {dist}')
         if ops_work(python, ops):
             return key
         log.say(f'the operators of {wheel.name} do not work with torch {info["torch"]}')
-    raise Stop(f'mmcv was built but does not work with torch {info["torch"]}: see {log.path}.')
+    raise Stop(f'{dist} was built but does not work with torch {info["torch"]}: see {log.path}.')
 
 
-def prepare(log: Log, python: Path) -> dict:
-    """Return what is in the environment, after creating .venv where it is missing or broken."""
-    own = python.is_relative_to(VENV)
+def prepare(log: Log, python: Path, dist: str) -> dict:
+    """Return what is in the environment, after creating our own if it is missing or broken."""
+    venv = python.parent.parent
+    own = venv in (VENV, ONEDL_VENV)
     found = None
     if python.exists():
         try:
@@ -227,24 +240,30 @@ def prepare(log: Log, python: Path) -> dict:
                 raise
     if found is None:
         checks.check_python(sys.version_info[:3], sys.executable)
-        if not checks.have_wheel(sys.implementation.cache_tag):
+        if not checks.have_wheel(sys.implementation.cache_tag, dist):
             checks.check_compiler(sysconfig.get_paths()['include'])  # now, not after the download
-        create_venv(log)
+        create_venv(log, venv)
         found = probe(python)
-    checks.check_python(found['python'], '.venv' if own else f'The active environment ({python})')
+    checks.check_python(found['python'], venv.name if own else f'The active environment ({python})')
     if not own:
         checks.check_torch(found['dists']['torch'])
     return found
 
 
 def main() -> None:
-    python = choose_python()
+    onedl = '--onedl' in sys.argv[1:]
+    python = choose_python(onedl)
     if '--print-python' in sys.argv[1:]:
         print(python)
         return
-    log = Log(ROOT / 'work_dirs' / 'setup.log')
-    found = prepare(log, python)
-    family = checks.check_stack(found['dists'])
+    log = Log(ROOT / 'work_dirs' / ('setup-onedl.log' if onedl else 'setup.log'))
+    dist = 'onedl-mmcv' if onedl else 'mmcv'
+    found = prepare(log, python, dist)
+    # An interrupted set-up leaves an environment of ours half filled: it is completed.
+    if onedl:
+        family = 'onedl'
+    else:
+        family = '' if checks.check_stack(found['dists']) == 'onedl' else 'stock'
     stamp = Path(found['prefix']) / 'mmdet_lt_setup.json'
     old = json.loads(stamp.read_text(encoding='utf-8')) if stamp.exists() else {}
     key = checks.stamp_key(found['python'])
@@ -257,7 +276,7 @@ def main() -> None:
             f'{python} has no pip: install it there',
         )
     install_packages(log, python, found, family)
-    wheel = install_mmcv(log, python, probe(python)['dists'], old.get('wheel', ''))
+    wheel = install_mmcv(log, python, probe(python)['dists'], old.get('wheel', ''), dist)
     command = [str(python), '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
     log.run('install mmdet_lt', [*command, '-e', str(ROOT)], 'mmdet_lt could not be installed')
     imports = f'import {", ".join(checks.IMPORTS)}'

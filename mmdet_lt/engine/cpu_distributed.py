@@ -81,6 +81,8 @@ def init_cpu_group(cfg: Config) -> None:
     options['backend'] = 'gloo'
     cfg.merge_from_dict({'env_cfg': {'dist_cfg': options}})
     set_cpu_threads()
+    if distributed.is_initialized():  # an earlier run of the same processes opened it
+        return
     timeout = options.get('timeout')
     limit = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
     distributed.init_process_group('gloo', **limit)

@@ -1,0 +1,1 @@
+"""Box heads of two-stage detectors."""
