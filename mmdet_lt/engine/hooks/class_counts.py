@@ -1,21 +1,30 @@
-"""Compare the class counts of model, loss and data set before the first iteration."""
+"""Compare model, loss and data set before the first iteration."""
 
 from __future__ import annotations
 
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from torch import nn
 
+from mmdet_lt.engine.hooks._config_keys import config_key
+from mmdet_lt.engine.hooks.head_checks import check_head
 from mmdet_lt.errors import InputError
 from mmdet_lt.statistics import ClassStatistics
 
 
-def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
+def check_class_counts(model: nn.Module, stats: ClassStatistics, by_epoch: bool = True) -> None:
     """Every head with a classification loss must have as many classes as the data set.
 
-    Also refuses a dense head whose classifier has another width than one of our losses needs: that
-    happens when ``use_sigmoid`` is not written in the config, the only place where such heads look.
+    Also refuses a head that cannot be used with its loss (:func:`check_head`), and a dense head
+    whose classifier has another width than one of our losses needs: that happens when
+    ``use_sigmoid`` is not written in the config, the only place where such heads look.
+
+    Args:
+        model: The detector.
+        stats: Those of the training set.
+        by_epoch: Whether the training loop counts epochs.
 
     Raises:
-        InputError: With the counts of head, loss and data set and the config keys.
+        InputError: With the counts of head, loss and data set, or the head to use, and the keys.
     """
     for name, head in model.named_modules():
         loss = getattr(head, 'loss_cls', None)
@@ -35,8 +44,10 @@ def check_class_counts(model: nn.Module, stats: ClassStatistics) -> None:
                 f'classes of `train_dataloader.dataset` ({stats.source}) are {stats.num_classes}: '
                 'make them equal.'
             )
-        width = getattr(head, 'cls_out_channels', None)
-        if hasattr(loss, 'dense_columns') and isinstance(width, int):
+        check_head(model, name, head, by_epoch)
+        of_roi = isinstance(head, BBoxHead)  # where `cls_out_channels` may be a hidden layer's
+        width = getattr(head, 'classifier_columns', getattr(head, 'cls_out_channels', None))
+        if hasattr(loss, 'dense_columns') and isinstance(width, int) and not of_roi:
             _check_dense_width(config_key(name), loss, width, in_head)
 
 
@@ -53,11 +64,3 @@ def _check_dense_width(key: str, loss: nn.Module, width: int, num_classes: int) 
             f'{type(loss).__name__} needs {wanted}: write '
             f'`{key}.loss_cls.use_sigmoid={loss.sigmoid}` in the config.'
         )
-
-
-def config_key(module_name: str) -> str:
-    """Config key of a module: ``roi_head.bbox_head.0`` is ``model.roi_head.bbox_head[0]``."""
-    key = 'model'
-    for part in module_name.split('.'):
-        key += f'[{part}]' if part.isdigit() else f'.{part}'
-    return key

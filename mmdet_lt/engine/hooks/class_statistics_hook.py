@@ -11,7 +11,7 @@ from mmengine.dist import broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from mmdet_lt.datasets.records import check_images, unwrap_datasets
@@ -34,6 +34,24 @@ def statistics_users(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if hasattr(module, 'set_class_statistics') and 'rpn_head' not in name.split('.'):
             yield name, module
+
+
+def prepare_model(model: nn.Module, stats: ClassStatistics, by_epoch: bool = True) -> None:
+    """Check a model that has no weights yet, and give its losses and classifiers the statistics.
+
+    Args:
+        model: The detector.
+        stats: Those of the training set.
+        by_epoch: Whether the training loop counts epochs.
+
+    Raises:
+        InputError: As :func:`check_class_counts`.
+    """
+    check_class_counts(model, stats, by_epoch)
+    for name, module in statistics_users(model):
+        module.where = name
+        _set_prior_bias(model, name, module)
+        module.set_class_statistics(stats)
 
 
 @HOOKS.register_module()
@@ -86,19 +104,16 @@ class ClassStatisticsHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Count, compare and inject before weights are initialised or loaded."""
         # Asking for `runner.train_dataloader` would build it, so a test run must not.
-        if not isinstance(runner._train_loop, BaseLoop):
+        loop = runner._train_loop
+        if not isinstance(loop, BaseLoop):
             source = self.source or training_annotation_file(runner.cfg)
             for metric in metrics_without_statistics(runner):
                 metric.class_statistics = source
             return
         dataset = runner.train_dataloader.dataset
         self.statistics = self._shared_statistics(dataset)
-        model = _bare(runner.model)
-        check_class_counts(model, self.statistics)
-        for name, module in statistics_users(model):
-            module.where = name
-            _set_prior_bias(model, name, module)
-            module.set_class_statistics(self.statistics)
+        by_epoch = not isinstance(loop, IterBasedTrainLoop)
+        prepare_model(_bare(runner.model), self.statistics, by_epoch)
         for metric in metrics_without_statistics(runner):
             metric.class_statistics = self.statistics
         print_log(f'{self.statistics} from {self.statistics.source}', logger='current')

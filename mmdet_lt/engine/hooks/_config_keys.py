@@ -1,0 +1,11 @@
+"""Config keys of modules, for messages."""
+
+from __future__ import annotations
+
+
+def config_key(module_name: str) -> str:
+    """Config key of a module: ``roi_head.bbox_head.0`` is ``model.roi_head.bbox_head[0]``."""
+    key = 'model'
+    for part in module_name.split('.'):
+        key += f'[{part}]' if part.isdigit() else f'.{part}'
+    return key

@@ -1,0 +1,1 @@
+"""Dense and DETR heads whose training and test scores follow the loss."""
