@@ -4,8 +4,8 @@ _base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
 model = dict(
     roi_head=dict(
         bbox_head=dict(
-            # The loss scales the cosines, so the classifier must not ("tempearture" is its key).
-            cls_predictor_cfg=dict(type='NormedLinear', tempearture=1.0, bias=False),
+            # The loss scales the cosines, so the classifier must not.
+            cls_predictor_cfg=dict(type='mmdet_lt.CosineLinear', temperature=1.0, bias=False),
             loss_cls=dict(
                 _delete_=True,
                 type='mmdet_lt.LDAMLoss',

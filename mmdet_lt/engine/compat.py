@@ -7,6 +7,7 @@ them, ``getattr``. This module names exactly those things as safe; the safe load
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 from collections.abc import Callable
@@ -19,26 +20,27 @@ import torch
 # of objects are left out on purpose.
 _DTYPE_CODES = ('?', *'bhilqBHILQ', 'e', 'f', 'd', 'g', 'F', 'D', 'S', 'U')
 
-_done = False
-
 
 def allow_mmengine_checkpoints() -> bool:
     """Tell torch which objects of a checkpoint written by mmengine are safe to rebuild.
 
-    Adds to torch's list of safe globals; cheap, and a second call does nothing. Below torch 2.6
-    there is nothing to do: ``torch.load`` as called by mmengine is not restricted there.
+    Adds to torch's list of safe globals; cheap, and a second call changes nothing. The onedl fork
+    of mmengine takes entries off that list after each checkpoint it loads, so this is called again
+    before a file is read. Below torch 2.6 there is nothing to do: ``torch.load`` as called by
+    mmengine is not restricted there.
 
     Returns:
         Whether the safe loader of this torch was extended (now or by an earlier call).
     """
-    global _done
-    if _done:
-        return True
     if not _takes_named_globals():
         return False
-    torch.serialization.add_safe_globals([*_numpy_globals(), *_mmengine_globals()])
-    _done = True
+    torch.serialization.add_safe_globals(_safe_globals())
     return True
+
+
+@functools.cache
+def _safe_globals() -> list[Any]:
+    return [*_numpy_globals(), *_mmengine_globals()]
 
 
 def _takes_named_globals() -> bool:

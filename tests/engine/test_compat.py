@@ -30,7 +30,6 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The state of a process that never called the function; the allow-list comes back after."""
     known = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    monkeypatch.setattr(compat, '_done', False)
     yield
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(known)
@@ -145,9 +144,20 @@ def test_second_call_adds_nothing(forgotten):
     assert set(torch.serialization.get_safe_globals()) == known
 
 
+@needs_safe_loader
+def test_entries_taken_off_by_others_come_back(forgotten):
+    """The onedl fork's loader removes what it had added, ours included."""
+    assert compat.allow_mmengine_checkpoints()
+    known = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray]):
+        pass
+    assert set(torch.serialization.get_safe_globals()) < known
+    assert compat.allow_mmengine_checkpoints()
+    assert set(torch.serialization.get_safe_globals()) == known
+
+
 def test_old_torch_is_left_alone(monkeypatch):
     """torch 2.1 has no add_safe_globals; 2.4 has one that takes no names."""
-    monkeypatch.setattr(compat, '_done', False)
     monkeypatch.setattr(torch.serialization, 'add_safe_globals', None, raising=False)
     for version in ('2.1.2+cu118', '2.4.0', '2.5.1'):
         monkeypatch.setattr(torch, '__version__', version)

@@ -15,6 +15,8 @@ from mmdet_lt.registry import DATA_SAMPLERS, HOOKS, MODELS
 IMAGES = 8
 OURS, STOCK = 'mmdet_lt.IterBasedTrainLoop', 'IterBasedTrainLoop'
 
+pytestmark = pytest.mark.usefixtures('plain_config_dumps')
+
 
 @MODELS.register_module()
 class SwitchableLoss(CrossEntropyLoss):
@@ -61,9 +63,8 @@ class Recorder(Hook):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No sleep of MMEngine's endless iterator between passes, no formatting of config dumps."""
+    """No sleep of MMEngine's endless iterator between passes."""
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, False))
 
 
 @pytest.fixture(scope='module')

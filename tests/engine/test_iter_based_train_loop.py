@@ -18,6 +18,7 @@ from toy import make_toy_coco, toy_config
 
 from mmdet_lt import InputError
 from mmdet_lt.datasets.samplers.repeat_factor_sampler import RepeatFactorSampler
+from mmdet_lt.engine.checkpoints import read_checkpoint
 from mmdet_lt.engine.hooks.sampler_state_hook import KEY
 from mmdet_lt.engine.loops import iter_based_train_loop as loops
 from mmdet_lt.engine.loops.positions import loader_sampler, samples_before
@@ -204,7 +205,7 @@ def test_samplers_without_skip_are_replayed(data, tmp_path, caplog):
 def test_the_checkpoint_holds_plain_values(data, tmp_path):
     cfg = make_config(data, tmp_path, SAMPLERS['rfs'])
     runner, _ = train(cfg.copy(), 'killed', stop=6)
-    saved = torch.load(tmp_path / 'iter_5.pth', weights_only=True)[KEY]
+    saved = read_checkpoint(tmp_path / 'iter_5.pth', 'test')[KEY]
     assert saved == loader_sampler(runner.train_dataloader).state_dict()
     assert saved['seed'] == 0 and saved['parameters'] == dict(shuffle=True, repeat_thr=0.6)
 
@@ -243,6 +244,10 @@ def test_checkpoints_without_state_give_a_warning(data, tmp_path):
     assert 'holds no sampler state' in text
 
 
+@pytest.mark.skipif(
+    hasattr(mmengine_loops._InfiniteDataloaderIterator, 'skip_iter'),
+    reason="the onedl fork's loop starts its workers after the checkpoint is read",
+)
 def test_stock_loop_with_workers_does_not_train_on_another_order(data, tmp_path):
     """Its workers draw with the new seed before the checkpoint brings the old one."""
     cfg = make_config(data, tmp_path, RFS, 2, seed=None, loop='IterBasedTrainLoop')

@@ -22,6 +22,8 @@ from mmdet_lt.errors import InputError
 from mmdet_lt.models.data_preprocessors.mixup import Mix, blend, draw_mix
 from mmdet_lt.registry import HOOKS
 
+pytestmark = pytest.mark.usefixtures('plain_config_dumps')
+
 
 @HOOKS.register_module()
 class InputRecorder(Hook):
@@ -42,12 +44,6 @@ class InputRecorder(Hook):
         instances = [sample.gt_instances for sample in output['data_samples']]
         self.boxes.append([len(item) for item in instances])
         self.weights.append([item.get('loss_weights') for item in instances])
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No formatting of config dumps."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, False))
 
 
 @pytest.fixture(scope='module')

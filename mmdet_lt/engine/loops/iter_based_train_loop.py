@@ -35,7 +35,8 @@ class IterBasedTrainLoop(mmengine_loops.IterBasedTrainLoop):
 
     def run(self) -> Any:
         """Train."""
-        # The parent loop asks for `self._iter` batches first, to throw them away.
+        # The parent loop first throws away `self._iter` batches: MMEngine's asks for each of them,
+        # that of the onedl fork calls `skip_iter`.
         self.dataloader_iterator = _ForwardedIterator(
             self.dataloader, self.dataloader_iterator, self._iter
         )
@@ -64,6 +65,10 @@ class _ForwardedIterator:
             self._batches = self._moved()
             self._begun = None
         return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Throw away placeholders, for the onedl fork."""
+        self._placeholders -= num_iters
 
     def _moved(self) -> Iterator:
         sampler = loader_sampler(self._loader)

@@ -8,9 +8,9 @@ NeurIPS 2019, https://arxiv.org/abs/1906.07413. Authors' code: https://github.co
     \qquad \Delta_c = m \Big(\frac{n_{\min}}{n_c}\Big)^{1/4}, \quad \Delta_{bg} = 0
 
 where ``n_c`` counts the boxes (or images) of class ``c``, ``m`` is ``max_margin``, ``a`` is
-``scale``, ``s_i`` is ``weight`` and ``A`` is ``avg_factor``. Logits should be cosines: give the box
-head ``cls_predictor_cfg=dict(type='NormedLinear', tempearture=1.0, bias=False)`` (MMDetection's
-spelling). Scores at test are ``softmax(a z)`` without margins.
+``scale``, ``s_i`` is ``weight`` and ``A`` is ``avg_factor``. Logits should be cosines: give the
+box head ``cls_predictor_cfg=dict(type='mmdet_lt.CosineLinear', temperature=1.0, bias=False)``.
+Scores at test are ``softmax(a z)`` without margins.
 
 With ``beta`` the weights ``w`` are those of the class-balanced loss, which
 ``DeferredRebalancingHook`` switches on late in training: LDAM-DRW. Without, they are 1.
