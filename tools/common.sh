@@ -28,6 +28,21 @@ need() {
     [ -n "$PYTHON" ] || fail 'no python found: activate an environment, or set PYTHON'
 }
 
+# stages COUNT USAGE ARGS...: the words before the first option, at least COUNT, into LAST (the last
+# of them) and STAGES (those before it), the options into OPTIONS.
+stages() {
+    local count=$1 usage=$2 words=()
+    shift 2
+    while [ $# -gt 0 ] && [[ $1 != -* ]]; do
+        words+=("$1")
+        shift
+    done
+    need "$count" "$usage" ${words[@]+"${words[@]}"}
+    STAGES=("${words[@]:0:${#words[@]}-1}")
+    LAST=${words[${#words[@]} - 1]}
+    OPTIONS=("$@")
+}
+
 # positive NAME VALUE: a whole number above 0.
 positive() {
     [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 should be a whole number above 0, found '$2'"

@@ -97,15 +97,29 @@ def choose_start(cfg: Config, args: argparse.Namespace) -> None:
         checkpoints.check_checkpoint(cfg.load_from, 'load_from')
 
 
+def check(cfg: Config, args: argparse.Namespace) -> None:
+    """Write the options into the config and look at launcher and data files.
+
+    Raises:
+        InputError: The config or the machine cannot follow, or a file is missing.
+    """
+    cpu_distributed.check_launcher(args.launcher)
+    apply_options(cfg, args)
+    check_data_files(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train a checked config; of the arguments, ``resume`` and ``overwrite`` count."""
+    choose_start(cfg, args)
+    launch.build_runner(cfg).train()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train."""
     args = launch.parse_arguments(get_parser(), argv)
     cfg = launch.load_config(args)
-    cpu_distributed.check_launcher(args.launcher)
-    apply_options(cfg, args)
-    check_data_files(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train',))
-    choose_start(cfg, args)
-    launch.build_runner(cfg).train()
+    check(cfg, args)
+    train(cfg, args)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
 # Second stage on LVIS v1: mixup is muted; for 6 epochs objects of classes drawn class-balanced are
 # pasted by the class activation maps of the first stage.
 #
-# python tools/train_stages.py --nproc 8 --work-dir DIR \
+# tools/dist_train_stages.sh \
 #     configs/bag_of_tricks/mask-rcnn_r50_fpn_stage1-mixup_random-ms-1x_lvis-v1.py \
-#     configs/bag_of_tricks/mask-rcnn_r50_fpn_stage2-cam-drs_ms-6e_lvis-v1.py
+#     configs/bag_of_tricks/mask-rcnn_r50_fpn_stage2-cam-drs_ms-6e_lvis-v1.py 8 --work-dir DIR
 #
 # The schedule is not the authors' (they classify images); it is that of a short fine-tuning.
 _base_ = '../lvis/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'

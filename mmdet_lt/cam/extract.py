@@ -16,6 +16,7 @@ from mmengine.dist import barrier, broadcast_object_list, get_dist_info
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -82,6 +83,7 @@ def extract_cams(
     threshold: float = 1.0,
     num_workers: int | None = None,
     method: str = 'gradcam',
+    group: ProcessGroup | None = None,
 ) -> Path:
     """Write the CAM file of the training set of a config; all ranks call this together.
 
@@ -96,6 +98,7 @@ def extract_cams(
         threshold: Foreground is what is at least this multiple of the mean of a map.
         num_workers: Processes a rank that load images; by default those of the training loader.
         method: 'gradcam' or 'hirescam', see :mod:`mmdet_lt.cam.gradcam`.
+        group: Process group by which the ranks wait for each other, by default that of all.
 
     Returns:
         The file.
@@ -123,7 +126,7 @@ def extract_cams(
             plan = [done if done is None else sorted(set(range(len(chunks))) - done)]
         except InputError as error:
             plan = [error]
-    broadcast_object_list(plan, src=0)
+    broadcast_object_list(plan, src=0, group=group)
     if isinstance(plan[0], InputError):
         raise plan[0]
     if plan[0] is None:
@@ -132,10 +135,10 @@ def extract_cams(
     pending = plan[0][rank::world_size]
     workers = cfg.train_dataloader.get('num_workers', 0) if num_workers is None else num_workers
     _work(model, compute, chunks, pending, shards, threshold, workers)
-    barrier()
+    barrier(group)
     if rank == 0:
         _merge(path, header, shards)
-    barrier()
+    barrier(group)
     return path
 
 
