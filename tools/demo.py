@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.fresh:
         for label in RECIPES:
             shutil.rmtree(out / label, ignore_errors=True)
-    results = compare(RECIPES, out, range(args.seeds), args.iters, args.jobs)
+    results = compare(RECIPES, out, range(args.seeds), args.iters, args.jobs, overwrite=True)
     for result in results:
         if 'failed' in result:
             raise InputError(result['failed'])

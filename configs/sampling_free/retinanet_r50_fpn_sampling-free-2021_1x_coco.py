@@ -2,4 +2,3 @@
 _base_ = './retinanet_r50_fpn_sampling-free_1x_coco.py'
 
 model = dict(sampling_free=dict(generation='2021'))
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'log_sigma': dict(decay_mult=0.0)}))

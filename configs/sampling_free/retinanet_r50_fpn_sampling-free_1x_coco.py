@@ -2,10 +2,7 @@
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['mmdet_lt'])
-custom_hooks = [
-    dict(type='mmdet_lt.ClassStatisticsHook'),
-    dict(type='mmdet_lt.OptimalBiasHook', num_images=5000),
-]
+custom_hooks = [dict(type='mmdet_lt.ClassStatisticsHook'), dict(type='mmdet_lt.OptimalBiasHook')]
 model = dict(
     type='mmdet_lt.SamplingFree',
     detector='RetinaNet',

@@ -2,12 +2,12 @@
 
 Every run has a folder of its own below ``out/<label>/seed<k>`` with the final config, the log, the
 checkpoint, ``result.json`` and ``lvis_detail.json``. A finished run is reused, an interrupted one
-goes on from its last checkpoint. A run that fails is reported as failed; the others go on.
+goes on from its last checkpoint, and that of another config is refused. A run that
+fails is reported as failed; the others go on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -23,6 +23,14 @@ import numpy as np
 from mmengine.config import Config
 from tqdm import tqdm
 
+from mmdet_lt.engine._compare_folder import (
+    alone,
+    check_folder,
+    evaluations,
+    fingerprint,
+    read_small,
+    start_options,
+)
 from mmdet_lt.errors import InputError
 from mmdet_lt.utils.files import write_text_atomic
 from mmdet_lt.utils.logs import read_scalars
@@ -74,9 +82,9 @@ def set_iterations(cfg: Config, iters: int) -> None:
     cfg.log_processor = dict(type='LogProcessor', window_size=25, by_epoch=False)
 
 
-def prepare(run: Run) -> Path:
-    """Write the run's final config and return its path."""
-    cfg = Config.fromfile(str(run.config))
+def final_config(run: Run) -> tuple[str, str]:
+    """Text of the config that a run trains with, and the fingerprint of what decides its result."""
+    cfg = read_config(run.label, run.config)
     if run.iters is not None:
         set_iterations(cfg, run.iters)
     elif 'max_iters' not in cfg.train_cfg:
@@ -85,51 +93,80 @@ def prepare(run: Run) -> Path:
             'number of iterations.'
         )
     cfg.randomness = dict(seed=run.seed)
-    evaluator = cfg.val_evaluator
+    evaluator = cfg.get('val_evaluator')
     if isinstance(evaluator, dict) and str(evaluator.get('type')).endswith('LVISMetric'):
         evaluator.detail_file = str(run.folder / 'lvis_detail.json')
     cfg.work_dir = str(run.folder)
-    path = run.folder / 'config.py'
-    write_text_atomic(path, cfg.pretty_text)
-    return path
+    mark = fingerprint(cfg.pretty_text)
+    # One evaluation, at the end; a run that is killed in it goes on from the checkpoint before the
+    # last.
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if saving and saving.get('max_keep_ckpts') == 1:
+        saving.max_keep_ckpts = 2
+    return cfg.pretty_text, mark
 
 
-def _fingerprint(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+def read_config(label: str, path: str | os.PathLike) -> Config:
+    """Read a config file.
+
+    Raises:
+        InputError: The file does not exist, cannot be read or trains nothing.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'config file {path} of {label!r} does not exist.')
+    try:
+        cfg = Config.fromfile(str(path))
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise InputError(f'config file {path} of {label!r} cannot be read: {error}') from error
+    if not cfg.get('train_cfg'):
+        raise InputError(f'config file {path} of {label!r}: key `train_cfg` expected, found none.')
+    return cfg
 
 
-def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> dict[str, Any]:
+def execute(
+    run: Run, bar: tqdm | None = None, threads: int | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Train and evaluate one run, or reuse it; returns its ``result.json``.
 
     Raises:
-        InputError: The training failed; the end of its log is in the message.
+        InputError: The folder holds a run of another config, or the training failed; the end of
+            its log is in the message.
     """
+    text, mark = final_config(run)
+    check_folder(run.folder, run.config, mark, overwrite)
     run.folder.mkdir(parents=True, exist_ok=True)
-    result_file = run.folder / 'result.json'
-    config = prepare(run)
-    mark = _fingerprint(config)
-    if result_file.is_file():
-        result = json.loads(result_file.read_text())
-        if result.get('fingerprint') == mark:
-            if bar is not None:
-                bar.update(result['iters'] - bar.n)
-            return result
-        result_file.unlink()
+    with alone(run.folder, bar.write if bar is not None else print) as lock:
+        return _execute_alone(run, text, mark, bar, threads, lock)
+
+
+def _execute_alone(
+    run: Run, text: str, mark: str, bar: tqdm | None, threads: int | None, lock: int
+) -> dict[str, Any]:
+    config, result_file = run.folder / 'config.py', run.folder / 'result.json'
+    result = read_small(result_file)
+    if result:
+        if bar is not None:
+            bar.update(result['iters'] - bar.n)
+        return result
+    write_text_atomic(config, text)
     started = run.folder / 'started.json'
-    earlier = json.loads(started.read_text()) if started.is_file() else {}
-    same = earlier.get('fingerprint') == mark
-    spent = earlier.get('seconds', 0.0) if same else 0.0
+    earlier = read_small(started)
+    spent = earlier.get('seconds', 0.0)
+    iters = int(Config.fromfile(str(config)).train_cfg.max_iters)
     write_text_atomic(started, json.dumps(dict(fingerprint=mark, seconds=spent)))
     tool = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
-    start_flag = '--resume' if same else '--overwrite'
-    command = [sys.executable, str(tool), str(config), '--work-dir', str(run.folder), start_flag]
+    start = start_options(run.folder, iters) if earlier else ['--overwrite']
+    command = [sys.executable, str(tool), str(config), '--work-dir', str(run.folder), *start]
     env = dict(os.environ, PYTHONWARNINGS='ignore')
     if threads:
         env['OMP_NUM_THREADS'] = str(threads)
     began = time.time()
     log = run.folder / 'train.log'
     with open(log, 'w', encoding='utf-8') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=env, pass_fds=[lock]
+        )
         try:
             while process.poll() is None:
                 time.sleep(1.0)
@@ -150,7 +187,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
             f'{tail[-1] if tail else "no output"} (log: {log}).'
         )
     logged = read_scalars(run.folder)
-    evaluated = [line for line in logged if 'loss' not in line and any('/' in k for k in line)]
+    evaluated = evaluations(logged)
     if not evaluated:
         raise InputError(
             f'training {run.label!r} (seed {run.seed}) ended without a metric: `val_evaluator` and '
@@ -160,7 +197,7 @@ def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> di
         label=run.label,
         config=str(run.config),
         seed=run.seed,
-        iters=int(Config.fromfile(str(config)).train_cfg.max_iters),
+        iters=iters,
         seconds=round(spent, 1),
         iteration_seconds=_median_iteration(logged),
         fingerprint=mark,
@@ -184,6 +221,7 @@ def compare(
     iters: int | None = None,
     jobs: int = 1,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every config with every seed.
 
@@ -193,19 +231,25 @@ def compare(
         seeds: Seeds.
         iters: Iterations of every run; by default each config's own, which must be equal.
         jobs: Trainings side by side; each gets its share of the cores.
+        progress: Show progress bars.
+        overwrite: Delete runs of other configs below ``out`` that are in the way.
 
     Returns:
         One result for each run, seeds innermost; that of a failed run has the key ``failed`` with
         the message in place of metrics.
 
     Raises:
-        InputError: A config does not exist, lengths differ, or every run failed.
+        InputError: A config does not exist or cannot be read, lengths differ, a folder holds a
+            run of another config, or every run failed.
     """
+    if not seeds:
+        raise InputError('`--seeds` must be at least 1, found none.')
+    if jobs < 1:
+        raise InputError(f'`--jobs` must be at least 1, found {jobs}.')
     lengths = {}
     for label, path in configs.items():
-        if not Path(path).is_file():
-            raise InputError(f'config file {path} of {label!r} does not exist.')
-        lengths[label] = iters or Config.fromfile(str(path)).train_cfg.get('max_iters')
+        cfg = read_config(label, path)
+        lengths[label] = cfg.train_cfg.get('max_iters') if iters is None else iters
     if len(set(lengths.values())) > 1:
         raise InputError(f'runs must be equally long, found {lengths}: give `--iters`.')
     runs = [
@@ -213,6 +257,8 @@ def compare(
         for label, path in configs.items()
         for seed in seeds
     ]
+    for run in runs:  # before anything is trained
+        check_folder(run.folder, run.config, final_config(run)[1], overwrite)
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
 
     def work(item: tuple[int, Run]) -> dict[str, Any]:

@@ -17,8 +17,22 @@ COLUMNS = (
     ('APr', 'bbox_APr', 100),
     ('APc', 'bbox_APc', 100),
     ('APf', 'bbox_APf', 100),
+    ('mAP', 'bbox_mAP', 100),
+    ('mAP50', 'bbox_mAP_50', 100),
+    ('VOC mAP', 'mAP', 100),
     ('seconds', 'seconds', 1),
 )
+
+
+def main_metric(results: list[dict[str, Any]]) -> str:
+    """The metric to plot if none is named: AP of LVIS, COCO or VOC, else the first there is."""
+    done = [result for result in results if 'failed' not in result]
+    found = [name for result in done for name in result if '/' in name]
+    names = {name.rpartition('/')[2] for name in found}
+    known = [key for _, key, _ in COLUMNS if key in names]
+    if not found:
+        raise InputError('no run has a metric to plot: `val_evaluator` must be set.')
+    return known[0] if known else found[0]
 
 
 def metric(result: dict[str, Any], key: str) -> float:

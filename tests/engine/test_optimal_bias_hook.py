@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ from toy import make_toy_coco, toy_config
 
 from mmdet_lt import InputError
 from mmdet_lt.engine.hooks import optimal_bias_hook
+from mmdet_lt.engine.hooks._prior_marks import data_mark, detector_mark
 from mmdet_lt.engine.hooks._row_counting import RowCounter, count_rows
 from mmdet_lt.models.layers.optimal_bias import optimal_prior, sigmoid_bias
 
@@ -29,12 +32,14 @@ def data(tmp_path):
     return tmp_path / 'data'
 
 
-def loader_of(folder, batch_size=2):
+def loader_of(folder, batch_size=2, steps=()):
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import init_default_scope
 
     init_default_scope('mmdet')
-    dataset = DATASETS.build(toy_config(folder).train_dataloader.dataset)
+    config = toy_config(folder).train_dataloader.dataset
+    config.pipeline[-1:-1] = steps
+    dataset = DATASETS.build(config)
     return DataLoader(dataset, batch_size=batch_size, collate_fn=pseudo_collate)
 
 
@@ -258,6 +263,90 @@ def test_a_damaged_cache_is_measured_again(data, tmp_path):
     assert json.loads(entry.read_text()) == json.loads(whole)
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda cfg, path: cfg.merge_from_dict({'model.train_cfg.allowed_border': 0}),
+        lambda cfg, path: (
+            cfg.merge_from_dict({'model.bbox_head.anchor_generator.scales': [3]})
+            or cfg.model.bbox_head.anchor_generator.update(
+                octave_base_scale=None, scales_per_octave=None
+            )
+        ),
+        lambda cfg, path: cfg.merge_from_dict({'model.backbone.strides': (2, 2, 2)}),
+        lambda cfg, path: cfg.merge_from_dict({'model.data_preprocessor.pad_size_divisor': 64}),
+        lambda cfg, path: cfg.train_dataloader.dataset.pipeline.insert(
+            -1, dict(type='RandomFlip', prob=0.5)
+        ),
+        lambda cfg, path: cfg.train_dataloader.update(batch_size=1),
+        lambda cfg, path: _move_one_box(path),
+    ],
+    ids=['border', 'anchors', 'backbone', 'padding', 'pipeline', 'batch', 'boxes'],
+)
+def test_what_counts_in_the_cache(data, tmp_path, monkeypatch, change):
+    bias_before_training(run_config(data, tmp_path / 'a', 'RetinaNet'))
+
+    def forbidden(*_args):
+        raise AssertionError('measured again')
+
+    monkeypatch.setattr(optimal_bias_hook, 'count_rows', forbidden)
+    same = run_config(data, tmp_path / 'b', 'RetinaNet')
+    same.model.backbone.with_cp = True
+    same.randomness.seed = 5
+    bias_before_training(same)  # what changes no row does not count
+    cfg = run_config(data, tmp_path / 'c', 'RetinaNet')
+    change(cfg, data / 'train.json')
+    with pytest.raises(AssertionError, match='measured again'):
+        train(cfg)
+
+
+def _move_one_box(path):
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'][0] += 1
+    path.write_text(json.dumps(content))
+
+
+def test_boxes_outside_the_annotation_file_count_too(data):
+    """VOC keeps them in files of their own: the records are what counts."""
+
+    def mark(move):
+        dataset = loader_of(data).dataset
+        records = [dataset.get_data_info(index) for index in range(len(dataset))]
+        records[0]['instances'][0]['bbox'][0] += move
+        dataset.ann_file, dataset.data_list = '', records
+        dataset.data_bytes, dataset.data_address = dataset._serialize_data()
+        return data_mark(dataset, None)
+
+    assert mark(0) == mark(0) != mark(1)
+
+
+def test_a_runner_without_config_has_marks_of_its_own():
+    """``Runner(model=...)`` keeps no config: two detectors must not share a cache entry."""
+    first, same, other = (build(kind) for kind in ('RetinaNet', 'RetinaNet', 'ATSS'))
+    border = build('RetinaNet')
+    border.bbox_head.train_cfg.allowed_border = 0
+    marks = [detector_mark(None, model) for model in (first, same, other, border)]
+    assert marks[0] == marks[1] and len({tuple(mark) for mark in marks}) == 3
+
+
+@pytest.mark.parametrize(
+    'rows',
+    [[], {'bbox_head': 3}, {'bbox_head': [1, 2, 'x', 4]}, {'bbox_head': [1, -2, 3, 4]}, None],
+)
+def test_rows_that_are_no_counts(data, tmp_path, rows):
+    bias_before_training(run_config(data, tmp_path / 'a', 'RetinaNet'))
+    named = tmp_path / 'a' / 'optimal_prior.json'
+    content = json.loads(named.read_text())
+    (entry,) = (tmp_path / '.cache' / 'optimal_prior').glob('*.json')
+    for path in (named, entry):
+        path.write_text(json.dumps(dict(content, rows=rows)))
+    bias_before_training(run_config(data, tmp_path / 'b', 'RetinaNet'))  # measured again
+    assert json.loads(entry.read_text()) == content
+    cfg = run_config(data, tmp_path / 'c', 'RetinaNet', prior=str(named))
+    with pytest.raises(InputError, match=r'optimal_prior\.json.*is damaged.*row counts'):
+        train(cfg)
+
+
 def test_resume_goes_on_as_if_unbroken(data, tmp_path):
     def schedule(cfg, epochs):
         cfg.train_cfg.max_epochs = epochs
@@ -269,7 +358,7 @@ def test_resume_goes_on_as_if_unbroken(data, tmp_path):
     cfg.update(resume=True, load_from=str(tmp_path / 'parts' / 'epoch_1.pth'))
     parts = train(cfg)
     for key, value in whole.model.state_dict().items():
-        torch.testing.assert_close(parts.model.state_dict()[key], value, msg=key)
+        torch.testing.assert_close(parts.model.state_dict()[key], value, rtol=0, atol=0, msg=key)
     assert whole.model.sampling_free.guide.steps == 6
 
     other = tmp_path / 'other'
@@ -302,24 +391,47 @@ def test_published_generation_leaves_the_roi_classifier(data, tmp_path):
         assert seen['rpn_head.rpn_cls.bias'][0] < -1
 
 
-def test_uncertainty_must_not_decay(data, tmp_path):
-    cfg = run_config(data, tmp_path / 'a', 'RetinaNet', generation='2021')
-    cfg.optim_wrapper.optimizer.weight_decay = 0.1
-    with pytest.raises(InputError, match=r'no weight decay, found 0\.1.*log_sigma'):
-        train(cfg)
-    cfg = run_config(data, tmp_path / 'b', 'RetinaNet', generation='2021')
-    cfg.optim_wrapper.optimizer.weight_decay = 0.1
-    cfg.optim_wrapper.paramwise_cfg = ConfigDict(custom_keys={'log_sigma': dict(decay_mult=0.0)})
-    runner = train(cfg)
-    sigma = runner.model.sampling_free.guide.log_sigma
-    decays = {
-        group['weight_decay']
-        for group in runner.optim_wrapper.param_groups
-        for parameter in group['params']
-        if parameter is sigma
-    }
-    assert decays == {0.0}
+def _decay_of(runner, parameter):
+    groups = runner.optim_wrapper.param_groups
+    return {g['weight_decay'] for g in groups for p in g['params'] if p is parameter}
+
+
+@pytest.mark.parametrize(
+    'paramwise', [None, dict(norm_decay_mult=0.0), dict(custom_keys={'head': dict(lr_mult=0.5)})]
+)
+def test_uncertainty_never_decays(data, tmp_path, paramwise):
+    """Whatever the groups of the optimiser are; the other parameters keep their decay."""
+
+    def config(name, epochs):
+        cfg = run_config(data, tmp_path / name, 'RetinaNet', generation='2021')
+        cfg.optim_wrapper.optimizer.weight_decay = 0.1
+        cfg.optim_wrapper.paramwise_cfg = paramwise and ConfigDict(paramwise)
+        cfg.param_scheduler.append(
+            dict(type='PolyLR', power=1.0, by_epoch=False, begin=4, end=9, eta_min=1e-4)
+        )
+        cfg.train_cfg.max_epochs = epochs
+        return cfg
+
+    whole = train(config('whole', 2))
+    sigma = whole.model.sampling_free.guide.log_sigma
+    assert _decay_of(whole, sigma) == {0.0}
+    assert _decay_of(whole, whole.model.bbox_head.retina_cls.weight) == {0.1}
     assert (sigma != 0).all()  # it learns
+    groups = whole.optim_wrapper.param_groups
+    rates = {(g['initial_lr'], g['lr']) for g in groups}
+    assert len(rates) == (2 if paramwise and 'custom_keys' in paramwise else 1)  # one schedule
+    optimised = [id(p) for g in groups for p in g['params'] if p.requires_grad]
+    assert sorted(optimised) == sorted(id(p) for p in whole.model.parameters() if p.requires_grad)
+
+    # The group is in the checkpoint: a resumed run goes on as the whole one.
+    train(config('parts', 1))
+    cfg = config('parts', 2)
+    cfg.update(resume=True, load_from=str(tmp_path / 'parts' / 'epoch_1.pth'))
+    parts = train(cfg)
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(
+            parts.model.state_dict()[key], value, rtol=0, atol=0, equal_nan=True, msg=key
+        )
 
 
 def test_data_without_objects_is_refused(data, tmp_path):
@@ -353,32 +465,55 @@ def test_nan_stops_the_run_with_usable_weights(data, tmp_path):
     assert torch.isfinite(guide.ratio).all() and torch.isfinite(guide.loc_mean).all()
 
 
+#: Images of many sizes, padded to the largest of their batch.
+RANDOM = [dict(type='RandomResize', scale=(64, 64), ratio_range=(0.5, 2.0), keep_ratio=True)]
+
+
+def _counts(data):
+    plain, varied = loader_of(data), loader_of(data, steps=RANDOM)
+    return [
+        count_rows(model_of(kind), loader, images)
+        for kind, loader, images in (
+            ('RetinaNet', plain, None),
+            ('FCOS', plain, None),
+            ('FCOS', plain, 1),
+            ('FCOS', varied, None),
+            ('FasterRCNN', varied, None),
+        )
+    ]
+
+
 def _rank(rank, port, folder, data):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     dist.init_process_group('gloo', rank=rank, world_size=2)
     torch.set_num_threads(1)
-    rows = [
-        count_rows(model_of(kind), loader_of(data), images)
-        for kind, images in (('RetinaNet', None), ('FCOS', None), ('FCOS', 1))
-    ]
-    torch.save(rows, os.path.join(folder, f'{rank}.pth'))
+    torch.save(_counts(data), os.path.join(folder, f'{rank}.pth'))
     dist.barrier()
     os._exit(0)  # destroying a gloo group can abort the process while its threads finish
 
 
 def test_two_ranks_equal_one(data, tmp_path):
-    """Five images over two ranks; and one image, which leaves a rank without any."""
+    """Five images over two ranks, of equal and of random sizes; one leaves a rank without any."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     mp.spawn(_rank, args=(port, str(tmp_path), str(data)), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
-    loader = loader_of(data)
-    one = [
-        count_rows(model_of(kind), loader, images)
-        for kind, images in (('RetinaNet', None), ('FCOS', None), ('FCOS', 1))
-    ]
-    assert first == second == one
+    assert first == second == _counts(data)
+
+
+def test_counts_depend_on_neither_seed_nor_workers(data):
+    loader = loader_of(data, steps=RANDOM)
+    first = count_rows(model_of('FCOS'), loader)
+    model = model_of('FCOS')
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    other = DataLoader(loader.dataset, 2, num_workers=1, collate_fn=loader.collate_fn)
+    assert count_rows(model, other) == first
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.layers.prior_state import classification_heads
 from mmdet_lt.models.losses.running import all_reduce_sum
+from mmdet_lt.models.task_modules.samplers.ohem_sampler import untouched_buffers
 
 
 class RowCounter:
@@ -75,13 +76,12 @@ def count_rows(
         InputError: A head received no foreground row, or none at all.
     """
     rank, world = get_dist_info()
-    total = len(loader.dataset)
-    wanted = min(num_images or total, total)
-    indices = np.linspace(0, total - 1, wanted).round().astype(int)
-    # Heads average over ranks while they compute losses, so every rank makes the same number of
-    # passes; one that has no image left repeats another without counting.
-    mine = indices[rank::world].tolist()
-    passes = math.ceil(math.ceil(wanted / world) / _batch_size(loader))
+    batches = _image_batches(len(loader.dataset), num_images, batch_size(loader))
+    # Ranks take whole batches, since points in the padding of a batch count. Heads average over
+    # ranks while they compute losses, so every rank makes the same number of passes; one that has
+    # no batch left repeats another without counting.
+    mine = batches[rank::world]
+    passes = math.ceil(len(batches) / world)
     device = next(model.parameters()).device
     heads = classification_heads(model)
     with ExitStack() as stack:
@@ -90,32 +90,41 @@ def count_rows(
         for name, head in heads.items():
             handle = head.loss_cls.register_forward_pre_hook(counters[name], with_kwargs=True)
             stack.callback(handle.remove)
-        batches = _batches(loader, mine or [0])
+        loaded = _load(loader, mine or batches[:1])
         batch = None
-        for _ in tqdm(
+        for turn in tqdm(
             range(passes), desc='optimal prior', unit='batch', mininterval=1, disable=rank != 0
         ):
-            fresh = next(batches, None)
+            fresh = next(loaded, None)
             batch = batch if fresh is None else fresh
             for counter in counters.values():
-                counter.active = fresh is not None and bool(mine)
+                counter.active = turn < len(mine)
+            _seed(batches[rank + turn * world][0] if counter.active else 0)
             data = model.data_preprocessor(batch, True)
             with torch.no_grad():
                 model.plain_loss(data['inputs'], data['data_samples'])
     rows = {name: all_reduce_sum(counter.rows) for name, counter in counters.items()}
-    _check(model, rows, wanted)
+    _check(model, rows, sum(map(len, batches)))
     return {name: value.tolist() for name, value in rows.items()}
 
 
-def _batch_size(loader: DataLoader) -> int:
+def batch_size(loader: DataLoader) -> int:
+    """Images of a batch of one rank."""
     return loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
 
 
-def _batches(loader: DataLoader, indices: list[int]) -> Iterator[Any]:
+def _image_batches(total: int, num_images: int | None, size: int) -> list[list[int]]:
+    """Indices of the images, in batches that do not depend on the number of ranks."""
+    wanted = min(num_images or total, total)
+    indices = np.linspace(0, total - 1, wanted).round().astype(int).tolist()
+    return [indices[start : start + size] for start in range(0, wanted, size)]
+
+
+def _load(loader: DataLoader, batches: list[list[int]]) -> Iterator[Any]:
     return iter(
         DataLoader(
-            Subset(loader.dataset, indices),
-            batch_size=_batch_size(loader),
+            _SeededImages(loader.dataset),
+            batch_sampler=batches,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
@@ -123,22 +132,40 @@ def _batches(loader: DataLoader, indices: list[int]) -> Iterator[Any]:
     )
 
 
+class _SeededImages(Dataset):
+    """A data set whose random transforms depend on the image only, not on ranks and workers."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        _seed(index)
+        return self.dataset[index]
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Training mode for the time being; buffers and random states are put back afterwards."""
     training = {name: module.training for name, module in model.named_modules()}
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    device = next(model.parameters()).device
+    devices = [device] if device.type == 'cuda' else []
+    with torch.random.fork_rng(devices), untouched_buffers(model):
         model.train()
         try:
             yield
         finally:
             for name, module in model.named_modules():
                 module.training = training.get(name, module.training)
-            for name, value in model.named_buffers():
-                if name in buffers and buffers[name].shape == value.shape:
-                    value.copy_(buffers[name])
             random.setstate(states[0])
             np.random.set_state(states[1])
 

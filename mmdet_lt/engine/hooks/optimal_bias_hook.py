@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,18 @@ from mmengine.dist import broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdet_lt.engine.hooks._prior_marks import combined_mark, data_mark, detector_mark
-from mmdet_lt.engine.hooks._row_counting import count_rows
+from mmdet_lt.engine.hooks._decay import exempt_from_decay
+from mmdet_lt.engine.hooks._prior_marks import (
+    combined_mark,
+    data_mark,
+    detector_mark,
+    weights_mark,
+)
+from mmdet_lt.engine.hooks._row_counting import batch_size, count_rows
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import HOOKS
 from mmdet_lt.utils.files import cache_dir, read_json, write_text_atomic
@@ -40,16 +48,19 @@ class OptimalBiasHook(Hook):
     Rows of RoI heads are proposals of the RPN as it starts, with the ground truth boxes if the
     sampler adds them.
 
+    The parameter of the learned uncertainty (generation 2021) is taken out of weight decay, which
+    would pull it to 0 and the weights of the losses with it.
+
     Args:
-        num_images: Images to look at, evenly spaced over the data set; None for all.
+        num_images: Images to look at most, evenly spaced over the data set; None for all.
         cache: Reuse and store results below ``cache_dir()/optimal_prior``.
 
     Raises:
-        InputError: No foreground row, counts of other data or of another detector, no classifier,
-            or a learned uncertainty with weight decay.
+        InputError: No foreground row, counts of other data or of another detector, or no
+            classifier.
     """
 
-    def __init__(self, num_images: int | None = None, cache: bool = True) -> None:
+    def __init__(self, num_images: int | None = 5000, cache: bool = True) -> None:
         if num_images is not None and (type(num_images) is not int or num_images < 1):
             raise InputError(
                 '`OptimalBiasHook.num_images` must be None or a whole number of at least 1, found '
@@ -58,23 +69,23 @@ class OptimalBiasHook(Hook):
         self.num_images = num_images
         self.cache = cache
 
+    def before_run(self, runner: Runner) -> None:
+        """Take the learned uncertainty out of weight decay, before a checkpoint is loaded."""
+        if not isinstance(runner.optim_wrapper, (OptimWrapper, OptimWrapperDict)):
+            return  # validation and test build no optimiser
+        sigma = getattr(_parts(runner)[1].guide, 'log_sigma', None)
+        if sigma is not None:
+            exempt_from_decay(runner.optim_wrapper, sigma, runner.param_schedulers)
+
     def before_train(self, runner: Runner) -> None:
         """Measure or fetch counts, store them and set the biases."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        parts = getattr(model, 'sampling_free', None)
-        if parts is None:
-            raise InputError(
-                f'OptimalBiasHook works on a model of type mmdet_lt.SamplingFree, found '
-                f"{type(model).__name__}: set `model.type='mmdet_lt.SamplingFree'` and "
-                f"`model.detector='{type(model).__name__}'`."
-            )
-        _check_weight_decay(runner, parts)
+        model, parts = _parts(runner)
         if not parts.options.needs_counts:
             return
         dataset = runner.train_dataloader.dataset
         marks = dict(
             data=data_mark(dataset, runner.cfg.get('train_dataloader')),
-            detector=detector_mark(runner.cfg.get('model')),
+            detector=detector_mark(runner.cfg.get('model'), model),
         )
         if runner._resume and parts.prior.measured():
             _compare(parts.prior.marks(), marks, 'the checkpoint', 'resume with the same')
@@ -93,11 +104,7 @@ class OptimalBiasHook(Hook):
     ) -> dict[str, list[float]]:
         """Counts from the given file, the cache or the data; equal on every rank."""
         named = model.sampling_free.options.prior_file
-        path = (
-            cache_dir() / 'optimal_prior' / f'{combined_mark(marks, self.num_images)}.json'
-            if self.cache
-            else None
-        )
+        path = self._cache_path(runner, marks) if self.cache else None
         shared: list[Any] = [None]
         if get_dist_info()[0] == 0:
             try:
@@ -117,19 +124,26 @@ class OptimalBiasHook(Hook):
                 pass
         return rows
 
+    def _cache_path(self, runner: Runner, marks: Mapping[str, list[int]]) -> Path:
+        loader = runner.train_dataloader
+        # All images of a smaller data set are looked at, whatever the limit is.
+        images = min(self.num_images or len(loader.dataset), len(loader.dataset))
+        started_from = None if runner._resume else weights_mark(runner._load_from)
+        name = combined_mark(marks, images, batch_size(loader), started_from)
+        return cache_dir() / 'optimal_prior' / f'{name}.json'
 
-def _check_weight_decay(runner: Runner, parts: nn.Module) -> None:
-    """A decayed ``log σ`` would be pulled to 0, the weight of the losses with it."""
-    sigma = getattr(parts.guide, 'log_sigma', None)
-    if sigma is None:
-        return
-    for group in runner.optim_wrapper.param_groups:
-        if any(value is sigma for value in group['params']) and group.get('weight_decay', 0):
-            raise InputError(
-                'the learned uncertainty must have no weight decay, found '
-                f'{group["weight_decay"]:g}: set `optim_wrapper.paramwise_cfg=dict(custom_keys='
-                '{"log_sigma": dict(decay_mult=0.0)})`.'
-            )
+
+def _parts(runner: Runner) -> tuple[nn.Module, nn.Module]:
+    """The detector, and the state of Sampling-Free in it."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    parts = getattr(model, 'sampling_free', None)
+    if parts is None:
+        raise InputError(
+            f'OptimalBiasHook works on a model of type mmdet_lt.SamplingFree, found '
+            f"{type(model).__name__}: set `model.type='mmdet_lt.SamplingFree'` and "
+            f"`model.detector='{type(model).__name__}'`."
+        )
+    return model, parts
 
 
 def _compare(found: Mapping, expected: Mapping, where: str, advice: str) -> None:
@@ -143,6 +157,15 @@ def _compare(found: Mapping, expected: Mapping, where: str, advice: str) -> None
             )
 
 
+def _is_rows(rows: Any) -> bool:
+    """Whether ``rows`` are lists of counts, finite and not negative, by head."""
+    return isinstance(rows, dict) and all(
+        isinstance(counts, list)
+        and all(type(n) in (int, float) and 0 <= n < math.inf for n in counts)
+        for counts in rows.values()
+    )
+
+
 def _given(path: str, marks: Mapping[str, list[int]]) -> dict[str, list[float]]:
     content = read_json(path, 'model.sampling_free.prior', 'file of a measured prior')
     if not isinstance(content, dict) or content.get('format') != FORMAT:
@@ -151,8 +174,14 @@ def _given(path: str, marks: Mapping[str, list[int]]) -> dict[str, list[float]]:
             f'{path} (`model.sampling_free.prior`) is no file of a measured prior: expected format '
             f'{FORMAT}, found {found}.'
         )
-    advice = "set `model.sampling_free.prior='measure'`"
-    _compare(content.get('marks', {}), marks, path, advice)
+    found = content.get('marks')
+    if not isinstance(found, dict) or not _is_rows(content.get('rows')):
+        raise InputError(
+            f'{path} (`model.sampling_free.prior`) is damaged: expected `marks` and for each head '
+            'a list of row counts in `rows`: restore it, or set '
+            "`model.sampling_free.prior='measure'`."
+        )
+    _compare(found, marks, path, "set `model.sampling_free.prior='measure'`")
     return content['rows']
 
 
@@ -162,7 +191,7 @@ def _cached(path: Path | None, marks: Mapping[str, list[int]]) -> dict[str, list
         return None
     try:
         return _given(str(path), marks)
-    except (InputError, KeyError):
+    except InputError:
         return None
 
 

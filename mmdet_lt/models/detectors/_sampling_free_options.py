@@ -97,7 +97,7 @@ def _check(options: Options) -> None:
     prior, threshold = options.prior, options.threshold
     for key in ('guided', 'uncertainty', 'check_finite', 'roi_bias'):
         demand(isinstance(getattr(options, key), bool), key, 'True or False')
-    demand(_number(options.momentum) and 0 <= options.momentum < 1, 'momentum', 'in [0, 1)')
+    demand(is_number(options.momentum) and 0 <= options.momentum < 1, 'momentum', 'in [0, 1)')
     clamp = options.clamp
     demand(
         clamp is None or (len(clamp) == 2 and 0 < clamp[0] <= clamp[1]),
@@ -110,7 +110,7 @@ def _check(options: Options) -> None:
         'freeze_after',
         'None or a number of iterations of at least 1',
     )
-    demand(_number(options.roi_factor) and options.roi_factor > 0, 'roi_factor', 'above 0')
+    demand(is_number(options.roi_factor) and options.roi_factor > 0, 'roi_factor', 'above 0')
     demand(options.guide_by in ('box', 'mean'), 'guide_by', "'box' or 'mean'")
     demand(options.guided or not options.uncertainty, 'uncertainty', 'False when `guided` is False')
     named = isinstance(prior, str) and (
@@ -122,11 +122,12 @@ def _check(options: Options) -> None:
         "'measure', 'published', a .json file, a dict of head names or None",
     )
     demand(
-        threshold in (None, 'class', 'prior') or (_number(threshold) and 0 <= threshold < 1),
+        threshold in (None, 'class', 'prior') or (is_number(threshold) and 0 <= threshold < 1),
         'threshold',
         "'class', 'prior', a number in [0, 1) or None",
     )
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number, not a truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -20,12 +20,14 @@ from mmdet_lt.errors import InputError
 from mmdet_lt.models.detectors._sampling_free_options import (
     PUBLISHED_PRIORS,
     Options,
+    is_number,
     resolve_options,
 )
-from mmdet_lt.models.layers.guided_scaling import GuidedLossScaling
+from mmdet_lt.models.layers.guided_scaling import GuidedLossScaling, check_localisation
 from mmdet_lt.models.layers.prior_state import (
     ClassThreshold,
     PriorState,
+    check_prior,
     classification_heads,
     iter_biases,
     write_bias,
@@ -37,7 +39,7 @@ class SamplingFreeParts(nn.Module):
     """State of Sampling-Free in a detector: ``guide`` (or None) and ``prior``.
 
     Raises:
-        InputError: The detector has no classification head.
+        InputError: The detector has no classification head, or no localisation loss to guide it.
     """
 
     def __init__(self, detector: nn.Module, options: Options) -> None:
@@ -50,13 +52,15 @@ class SamplingFreeParts(nn.Module):
                 'SamplingFree needs a detector that classifies boxes, correct `model.detector`.'
             )
         self.prior = PriorState({name: head.num_classes for name, head in heads.items()})
+        if options.guided:
+            check_localisation(detector, heads)
         self.guide = _guide(detector, options) if options.guided else None
 
     def given_priors(self, detector: nn.Module) -> dict[str, float]:
         """Head name to π where the config gives it.
 
         Raises:
-            InputError: A name is no head, or a head has no published prior.
+            InputError: A name is no head, a head has no published prior, or π is no probability.
         """
         given = self.options.prior
         if given == 'published':
@@ -70,6 +74,13 @@ class SamplingFreeParts(nn.Module):
                 f'`model.sampling_free.prior` names {unknown[0]!r}: expected heads of this '
                 f'detector, {list(self.prior.heads)}.'
             )
+        for name, value in given.items():
+            if not is_number(value):
+                raise InputError(
+                    f'`model.sampling_free.prior` must give a number in (0, 1) for {name!r}, found '
+                    f'{value!r}.'
+                )
+            check_prior(name, detector.get_submodule(name), float(value))
         return {name: float(value) for name, value in given.items()}
 
     def measured_priors(self) -> dict[str, float]:

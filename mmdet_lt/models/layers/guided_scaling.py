@@ -49,6 +49,32 @@ def loss_value(loss: Tensor | Sequence[Tensor]) -> Tensor:
     return sum(part.float().mean() for part in parts)
 
 
+def check_localisation(detector: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    """Refuse a detector in which nothing can guide the classification loss of a head.
+
+    Args:
+        detector: The detector.
+        heads: Name to module of its classification heads.
+
+    Raises:
+        InputError: A head has no localisation loss, or one of weight 0.
+    """
+    for name, head in heads.items():
+        losses = {
+            key: loss
+            for key, loss in head.named_children()
+            if key.startswith('loss_') and loss_role(key) == 'box'
+        }
+        working = [k for k, loss in losses.items() if getattr(loss, 'loss_weight', 1) != 0]
+        if not working or not getattr(head, 'with_reg', True):
+            raise InputError(
+                f'guided loss scaling needs a localisation loss in `model.{name}` '
+                f'({type(head).__name__} of {type(detector).__name__}), found '
+                f'{[*losses] or "none"} of which none works: use a detector that localises, give '
+                'the loss a `loss_weight` above 0, or set `model.sampling_free.guided=False`.'
+            )
+
+
 class GuidedLossScaling(nn.Module):
     r"""Scale the classification losses of a detector to its localisation losses.
 
@@ -68,7 +94,8 @@ class GuidedLossScaling(nn.Module):
         quality_groups: Groups with a centre-ness or IoU branch.
         momentum: ``m`` in [0, 1).
         clamp: Bounds of the ratio, or None.
-        freeze_after: Iterations after which ratios stay as they are; None for never.
+        freeze_after: Iterations after which ratios stay as they are; None for never. One that had
+            no batch with objects until then is set by the first such batch.
         roi_factor: ``f`` of RoI heads.
         guide_by: 'box': by the sum of the box losses; 'mean': by the mean of all other losses of
             the group, quality ones too.
@@ -183,7 +210,8 @@ class GuidedLossScaling(nn.Module):
             raise InputError(self._not_finite(losses))
         valid = (reduced[-1] == 0) & (cls > 0) & (loc > 0)
         if self.freeze_after is not None:
-            valid = valid & (self.steps < self.freeze_after)
+            # A ratio that was never learned, for want of objects, is nothing to keep.
+            valid = valid & ((self.steps < self.freeze_after) | (self.cls_mean == 0))
         # A first value has nothing to be averaged with.
         momentum = torch.where(self.cls_mean > 0, self.momentum, 0.0)
         cls = torch.where(valid, momentum * self.cls_mean + (1 - momentum) * cls, self.cls_mean)

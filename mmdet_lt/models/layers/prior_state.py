@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,21 @@ def classifier_layout(head: nn.Module, layer: nn.Module) -> str | None:
     if not sigmoid and columns == head.num_classes + 1:
         return 'softmax'
     return None
+
+
+def check_prior(name: str, head: nn.Module, prior: float) -> None:
+    """Refuse a ``π`` with which no bias of this head's classifier can begin.
+
+    Raises:
+        InputError: ``π``, or ``C π`` of a softmax classifier, is not in (0, 1).
+    """
+    layouts = {classifier_layout(head, layer) for layer in classifiers(head).values()}
+    try:
+        sigmoid_bias(prior)
+        if 'softmax' in layouts:
+            softmax_biases(prior, head.num_classes)
+    except InputError as error:
+        raise InputError(f'`model.{name}`: {error}') from error
 
 
 def write_bias(head: nn.Module, layer: nn.Module, prior: float) -> str | None:
@@ -156,7 +172,8 @@ def _buffer(head: str) -> str:
 class ClassThreshold:
     """Stands in for ``score_thr`` in ``scores > score_thr``, with a number for each class.
 
-    Heads compare scores of shape (N, C), or flattened from it; both work.
+    Heads compare scores of shape (N, C), flattened from it, or (N, C + 1) with a column for
+    background (PAA's score voting), which is above no threshold.
 
     Args:
         values: Thresholds, (C,).
@@ -169,11 +186,17 @@ class ClassThreshold:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        scores, threshold = args
+        scores, threshold = args[:2]
         if func not in (torch.Tensor.__gt__, torch.Tensor.gt) or not isinstance(threshold, cls):
-            return NotImplemented
-        values = threshold.values.to(scores.dtype)
-        return (scores.view(-1, len(values)) > values).view(scores.shape)
+            raise InputError(
+                'class-adaptive thresholds need a head that keeps `scores > score_thr`, this one '
+                f'calls `{getattr(func, "__name__", func)}`: set '
+                '`model.sampling_free.threshold` to a number, or None for `test_cfg.score_thr`.'
+            )
+        values = threshold.values.to(scores)
+        if scores.dim() > 1 and scores.shape[-1] == len(values) + 1:
+            values = torch.cat([values, values.new_full((1,), math.inf)])
+        return (scores.reshape(-1, len(values)) > values).view(scores.shape)
 
 
 def iter_biases(model: nn.Module, heads: Sequence[str]) -> Iterator[tuple[str, str, nn.Module]]:

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
-from sampling_free_toy import batch, build, plain_model
+from sampling_free_toy import BCE, batch, build, model_config, plain_model
 
 from mmdet_lt import InputError
 from mmdet_lt.models.detectors.sampling_free import sampling_free_class
@@ -105,9 +105,56 @@ def test_given_priors():
     torch.testing.assert_close(shares, torch.tensor([0.02, 0.02, 0.02, 0.94]))
     with pytest.raises(InputError, match=r"names 'bbox_head': expected.*'rpn_head'"):
         build('FasterRCNN', prior={'bbox_head': 0.1})
-    model = build('RetinaNet', prior={'bbox_head': 1.5}, threshold=None)
-    with pytest.raises(InputError, match=r'\(0, 1\), found 1\.5'):
-        model.init_weights()
+
+
+@pytest.mark.parametrize('value', [0, 1, 1.5, -0.1, float('nan'), 'a', None, True, 0.34])
+def test_impossible_priors_are_refused_at_once(value):
+    refusal = r'(?=.*{})(?=.*\(0, 1\)).*found'
+    roi = {'roi_head.bbox_head': value}  # three classes: 3 * 0.34 is above 1
+    with pytest.raises(InputError, match=refusal.format('roi_head.bbox_head')):
+        build('FasterRCNN', prior=roi, threshold=None)
+    if value != 0.34:
+        with pytest.raises(InputError, match=refusal.format('bbox_head')):
+            build('RetinaNet', prior={'bbox_head': value}, threshold=None)
+
+
+@pytest.mark.parametrize('kind', ['RetinaNet', 'FasterRCNN'])
+@pytest.mark.parametrize('change', [dict(loss_bbox=dict(type='L1Loss', loss_weight=0)), {}])
+def test_nothing_to_guide_by_is_refused_at_once(kind, change):
+    config = model_config(kind)
+    head = config.bbox_head if kind == 'RetinaNet' else config.roi_head.bbox_head
+    head.update(change or (dict(with_reg=False) if kind == 'FasterRCNN' else {}))
+    if kind == 'RetinaNet' and not change:
+        config.detector, config.bbox_head = 'SOLO', None
+        config.mask_head = dict(
+            type='SOLOHead',
+            num_classes=3,
+            in_channels=16,
+            feat_channels=16,
+            stacked_convs=1,
+            strides=[8, 16],
+            scale_ranges=((1, 32), (16, 64)),
+            num_grids=[8, 4],
+            norm_cfg=None,
+            loss_mask=dict(type='DiceLoss', use_sigmoid=True),
+            loss_cls=BCE,
+        )
+    with pytest.raises(InputError, match=r'needs a localisation loss in `model\..*guided=False'):
+        MODELS.build(config)
+    config.sampling_free = dict(guided=False)
+    MODELS.build(config)
+
+
+def test_paa_predicts_with_class_thresholds():
+    """Its score voting compares a table that has a column for background."""
+    config = model_config('ATSS')
+    config.detector = 'PAA'
+    config.bbox_head.update(type='PAAHead', topk=4, score_voting=True)
+    model = MODELS.build(config).eval()
+    put_counts(model, {'bbox_head': [1, 1, 1, 1e6]})
+    with torch.no_grad():
+        found = model.predict(*batch())
+    assert all(len(sample.pred_instances) for sample in found)
 
 
 def test_training_without_a_measured_prior_is_refused():

@@ -120,6 +120,20 @@ def test_bounds_and_freeze():
     assert guide.steps == 3
 
 
+def test_freezing_waits_for_a_first_ratio():
+    guide = GuidedLossScaling(['rpn', 'roi'], momentum=0.0, clamp=None, freeze_after=1)
+
+    def step(rpn, roi):
+        given = dict(loss_rpn_cls=rpn[0], loss_rpn_bbox=rpn[1], loss_cls=roi[0], loss_bbox=roi[1])
+        out = guide({k: torch.tensor(float(v)) for k, v in given.items()})
+        return out['guide_rpn'].item(), out['guide_roi'].item()
+
+    assert step((4, 2), (8, 0)) == (0.5, 1)  # no object for the RoI head
+    assert step((4, 4), (8, 0)) == (0.5, 1)
+    assert step((4, 4), (8, 2)) == (0.5, 0.25)  # the first such batch is its warm-up
+    assert step((4, 4), (8, 8)) == (0.5, 0.25)
+
+
 def test_evaluation_learns_nothing():
     guide = GuidedLossScaling(['dense'], **EVERY)
     guide(losses(10, 5))

@@ -116,3 +116,15 @@ def test_class_thresholds_work_where_heads_compare():
     flat = scores.reshape(-1) > threshold
     assert flat.tolist() == [False, True, True, True]
     assert math.isclose(kept.min().item(), 0.3, rel_tol=1e-6)
+
+
+def test_class_thresholds_of_other_shapes():
+    threshold = ClassThreshold(torch.tensor([0.5, 0.2]))
+    # PAA's score voting has a column for background, which no box belongs to.
+    scores = torch.tensor([[0.3, 0.3, 0.9], [0.6, 0.1, 0.9]])
+    assert (scores > threshold).tolist() == [[False, True, False], [True, False, False]]
+    # Views of maps that are not contiguous.
+    scores = torch.tensor([[0.3, 0.6], [0.3, 0.6]]).t()
+    assert (scores > threshold).tolist() == [[False, True], [True, True]]
+    with pytest.raises(InputError, match=r'scores > score_thr.*`model\.sampling_free\.threshold`'):
+        scores >= threshold  # noqa: B015

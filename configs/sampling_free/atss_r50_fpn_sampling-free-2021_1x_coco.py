@@ -1,0 +1,4 @@
+# The generation of 2021: published prior, ratio of 100 iterations, learned uncertainty.
+_base_ = './atss_r50_fpn_sampling-free_1x_coco.py'
+
+model = dict(sampling_free=dict(generation='2021'))

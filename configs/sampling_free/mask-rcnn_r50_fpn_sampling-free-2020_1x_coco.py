@@ -1,0 +1,4 @@
+# The generation of 2020: measured prior of the RPN, ratios of each iteration, threshold 1e-4.
+_base_ = './mask-rcnn_r50_fpn_sampling-free_1x_coco.py'
+
+model = dict(sampling_free=dict(generation='2020'))
