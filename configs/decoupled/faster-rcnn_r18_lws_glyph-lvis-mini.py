@@ -6,6 +6,7 @@ custom_hooks = [
     dict(type='mmdet_lt.ClassStatisticsHook'),
     dict(type='mmdet_lt.FreezeHook', trainable=['roi_head.bbox_head.fc_cls.scale']),
     dict(type='mmdet_lt.ClassifierInitHook', mode='keep'),
+    dict(type='mmdet_lt.SamplerStateHook'),
 ]
 # Weight decay would pull the factors to 0; the original classifier has 1. Numbers of that size
 # take larger steps than weights.

@@ -1,6 +1,6 @@
 # Classifier re-training (cRT), second stage: a new classifier on a frozen Mask R-CNN, every class
 # drawn equally often, 75,000 iterations of 16 images. Train both stages with
-#   tools/dist_decoupled.sh configs/lvis/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py \
+#   tools/dist_train_stages.sh configs/lvis/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py \
 #       configs/decoupled/mask-rcnn_r50_fpn_crt_lvis-v1.py 8
 _base_ = '../lvis/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
 
@@ -11,6 +11,7 @@ custom_hooks = [
     dict(type='mmdet_lt.ClassStatisticsHook'),
     dict(type='mmdet_lt.FreezeHook', trainable=['roi_head.bbox_head.fc_cls']),
     dict(type='mmdet_lt.ClassifierInitHook', mode='reinit'),
+    dict(type='mmdet_lt.SamplerStateHook'),
 ]
 max_iters = 75000
 train_cfg = dict(

@@ -1,9 +1,11 @@
-# Balanced group softmax (BAGS), second stage: only the classifier learns, on a trained softmax
-# baseline, for 12 epochs with images drawn uniformly. Train the config below first.
+# Balanced group softmax (BAGS), second stage: a new classifier on a frozen Mask R-CNN, images drawn
+# uniformly, 12 epochs, as in the authors' code. `load_from` must name a checkpoint of the config
+# below.
 _base_ = './mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1.py'
 
-load_from = 'work_dirs/mask-rcnn_r50_fpn_ce_random-ms-1x_lvis-v1/epoch_12.pth'
 model = dict(
+    # The checkpoint of the first stage, `load_from`, brings the backbone.
+    backbone=dict(init_cfg=None),
     roi_head=dict(
         bbox_head=dict(
             loss_cls=dict(
@@ -14,20 +16,11 @@ model = dict(
                 beta=8.0,
             )
         )
-    )
-)
-_frozen = dict(lr_mult=0.0, decay_mult=0.0)
-optim_wrapper = dict(
-    optimizer=dict(lr=0.01),
-    clip_grad=dict(max_norm=35, norm_type=2),
-    paramwise_cfg=dict(
-        custom_keys=dict(
-            backbone=_frozen,
-            neck=_frozen,
-            rpn_head=_frozen,
-            shared_fcs=_frozen,
-            fc_reg=_frozen,
-            mask_head=_frozen,
-        )
     ),
 )
+custom_hooks = [
+    dict(type='mmdet_lt.ClassStatisticsHook'),
+    dict(type='mmdet_lt.FreezeHook', trainable=['roi_head.bbox_head.fc_cls']),
+    dict(type='mmdet_lt.ClassifierInitHook', mode='reinit'),
+]
+optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=35, norm_type=2))

@@ -34,7 +34,8 @@ def check_patterns(patterns: Sequence[str], names: Sequence[str], key: str) -> t
     Raises:
         InputError: There is no pattern, or one matches nothing; the nearest names are told.
     """
-    given = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    listed = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    given = tuple(patterns) if listed else (patterns,)
     if not given or not all(isinstance(pattern, str) and pattern for pattern in given):
         raise InputError(
             f'`{key}` must name at least one part of the model, such as '

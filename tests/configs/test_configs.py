@@ -87,3 +87,14 @@ def test_two_x_is_twice_as_long():
     assert [s.milestones for s in two.param_scheduler if 'milestones' in s] == [[16, 22]]
     assert one.train_dataloader.batch_size * 8 == one.auto_scale_lr.base_batch_size == 16
     assert one.model.test_cfg.rcnn.max_per_img == 300
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'decoupled').glob('*.py')), ids=lambda p: p.stem)
+def test_second_stages_keep_their_data_order_over_a_resume(path):
+    cfg = Config.fromfile(str(path))
+    hooks = {hook.type for hook in cfg.custom_hooks}
+    if cfg.train_dataloader.sampler.type.startswith('mmdet_lt.'):
+        assert 'mmdet_lt.SamplerStateHook' in hooks
+    if 'tau-norm' not in path.stem:
+        assert {'mmdet_lt.FreezeHook', 'mmdet_lt.ClassifierInitHook'} <= hooks
+        assert cfg.get('load_from') is None  # train_stages.py brings it

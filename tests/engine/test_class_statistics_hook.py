@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from mmdet.models.dense_heads import RetinaHead
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from toy import make_toy_coco, toy_config
@@ -210,3 +212,51 @@ def test_metrics_get_the_training_statistics(data, tmp_path):
     cfg.experiment_name = 'test only'
     result = Runner.from_cfg(cfg).test()
     assert result['lvis/bbox_APr'] >= 0  # at most ten images each: all rare by default
+
+
+# ---- runs that only test ---------------------------------------------------------------------
+
+
+class SigmoidAnyway(RetinaHead):
+    """Scores of its own, whatever the loss says."""
+
+    def _predict_by_feat_single(self, *args, **kwargs):
+        loss, self.loss_cls = self.loss_cls, torch.nn.Identity()
+        try:
+            return super()._predict_by_feat_single(*args, **kwargs)
+        finally:
+            self.loss_cls = loss
+
+
+@pytest.mark.parametrize('mode', ['test', 'val'])
+def test_a_wrong_head_is_not_scored(data, tmp_path, mode):
+    """Without a training set, and before a checkpoint is looked for."""
+    MODELS.register_module(module=SigmoidAnyway, force=True)
+    cfg = config(data, tmp_path, 'retinanet', dict(type='mmdet_lt.GumbelLoss', use_sigmoid=True))
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    cfg.val_cfg = dict(type='ValLoop')
+    cfg.load_from = str(tmp_path / 'missing.pth')
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(FileNotFoundError):  # GumbelLoss in RetinaHead is right
+        getattr(runner, mode)()
+    assert runner.model.bbox_head.loss_cls._num_classes is None  # left to the checkpoint
+    cfg.model.bbox_head.type = 'SigmoidAnyway'
+    cfg.experiment_name = f'wrong {mode}'
+    with pytest.raises(InputError, match='SigmoidAnyway cannot be used with GumbelLoss'):
+        getattr(Runner.from_cfg(cfg), mode)()
+
+
+def test_a_test_run_needs_no_training_file(data, tmp_path):
+    Runner.from_cfg(config(data, tmp_path, 'retinanet', 'eqlv2')).train()
+    cfg = config(data, tmp_path, 'retinanet', 'eqlv2')
+    cfg.train_dataloader.dataset.ann_file = 'missing.json'
+    cfg.load_from = str(tmp_path / 'epoch_1.pth')
+    cfg.experiment_name = 'test only'
+    runner = Runner.from_cfg(cfg)
+    assert runner.test()
+    assert (runner.model.bbox_head.loss_cls.neg_grad > 0).all()
+    cfg.model.bbox_head.loss_cls.pop('use_sigmoid')
+    cfg.experiment_name = 'wrong width'
+    with pytest.raises(InputError, match='use_sigmoid=True'):
+        Runner.from_cfg(cfg).test()

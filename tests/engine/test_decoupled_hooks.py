@@ -1,17 +1,22 @@
 """FreezeHook and ClassifierInitHook in real second stages: what changes, what is refused."""
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from toy import make_toy_coco, toy_config
 
 from mmdet_lt.engine.hooks.classifier_init_hook import ClassifierInitHook
 from mmdet_lt.engine.hooks.freeze_hook import FreezeHook
 from mmdet_lt.errors import InputError
+from mmdet_lt.models.layers.weight_scaling import ScaledLinear
+from mmdet_lt.models.losses.eqlv2_loss import EQLv2Loss
 from mmdet_lt.registry import HOOKS
 from mmdet_lt.utils.patterns import check_patterns, is_named, nearest
 
@@ -130,6 +135,62 @@ def test_named_parts_with_norms_learn_their_statistics(data, stage1, tmp_path):
     assert all(name.startswith(('backbone.layer1.', CLASSIFIER)) for name in moved)
 
 
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averages_of_frozen_parts_are_exact(data, stage1, tmp_path, update_buffers):
+    """``(1 - m) x + m x`` is not always ``x``: MMDetection's average of YOLOX rounds."""
+    cfg = second(data, tmp_path, stage1, [CLASSIFIER], 'reinit', epochs=2)
+    average = dict(
+        type='EMAHook',
+        ema_type='ExpMomentumEMA',
+        momentum=0.3,
+        gamma=1,
+        update_buffers=update_buffers,
+    )
+    cfg.custom_hooks.append(average)
+    Runner.from_cfg(cfg).train()
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth', map_location='cpu', weights_only=False)
+    averaged, first = checkpoint['state_dict'], hashes(weights(stage1))
+    names = {f'{CLASSIFIER}.weight', f'{CLASSIFIER}.bias'}
+    assert changed(first, hashes(averaged)) == names
+    for name in names:  # which are averages
+        last = checkpoint['ema_state_dict'][f'module.{name}']
+        assert not torch.equal(averaged[name], last)
+
+
+class _Group:
+    """A process group of this process alone."""
+
+    def __init__(self, folder):
+        self.address = f'file://{folder}/group'
+
+    def __enter__(self):
+        torch.distributed.init_process_group('gloo', init_method=self.address, rank=0, world_size=1)
+
+    def __exit__(self, *error):
+        torch.distributed.destroy_process_group()
+
+
+def test_batch_norm_that_wrapping_replaces_stays_frozen(tmp_path):
+    """With ``sync_bn='torch'`` every call of ``wrap_model`` makes new layers."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+    def wrap_model(config, bare):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(bare)
+
+    with _Group(tmp_path):
+        runner = SimpleNamespace(
+            model=DistributedDataParallel(model), cfg={}, wrap_model=wrap_model, hooks=[]
+        )
+        runner._train_loop = object.__new__(EpochBasedTrainLoop)
+        hook = FreezeHook('2')
+        hook.before_run(runner)
+        norm = runner.model[1]
+        assert isinstance(norm, nn.SyncBatchNorm)
+        runner.model.train()
+        hook.before_train_iter(runner, 0)
+    assert not norm.training and runner.model[2].training
+
+
 def test_resume_of_the_second_stage(data, stage1, tmp_path):
     """Two epochs in one go and with a break after the first end the same, bit for bit."""
     kwargs = {'train_dataloader.sampler.shuffle': False}
@@ -173,6 +234,7 @@ def refuse(cfg, match):
         (['roi_head.bbox_head.fc_clss'], rf"'roi_head\.bbox_head\.fc_clss'.*{CLASSIFIER}"),
         (['fc_cls'], rf"'fc_cls', which matches no.*{CLASSIFIER}"),
         ([], r'FreezeHook\.trainable` must name at least one part'),
+        (3, r'FreezeHook\.trainable` must name at least one part .* found 3'),
     ],
 )
 def test_wrong_freeze_patterns(data, stage1, tmp_path, trainable, match):
@@ -183,6 +245,22 @@ def test_nothing_left_to_train(data, stage1, tmp_path):
     cfg = second(data, tmp_path, stage1, [f'{CLASSIFIER}.weight'], 'keep')
     cfg.model.roi_head.bbox_head.cls_predictor_cfg = dict(type='mmdet_lt.ScaledLinear')
     refuse(cfg, 'leaves nothing to train')
+
+
+def test_a_name_of_frozen_parts_only_beside_others(data, stage1, tmp_path):
+    cfg = second(data, tmp_path, stage1, ['backbone.layer1', CLASSIFIER], 'keep')
+    cfg.model.backbone.frozen_stages = 1
+    refuse(cfg, r"names 'backbone\.layer1', which leaves nothing to train.*frozen_stages")
+
+
+def test_what_starts_anew_must_learn(data, stage1, tmp_path):
+    """A frozen classifier of random weights would train the rest, or its factors, for nothing."""
+    cfg = second(data, tmp_path, stage1, ['rpn_head'], 'reinit')
+    refuse(cfg, rf"mode='reinit'` starts `{CLASSIFIER}\.weight` anew, which is frozen.*trainable")
+    model = nn.ModuleDict(dict(head=nn.ModuleDict(dict(fc_cls=ScaledLinear(2, 2)))))
+    with pytest.raises(InputError, match=r"starts `head\.fc_cls\.weight` anew.*mode='keep'"):
+        ClassifierInitHook('reinit').check_model(model)
+    assert ClassifierInitHook('keep').check_model(model) == ('*.fc_cls',)
 
 
 def altered(stage1, path, change):
@@ -207,6 +285,10 @@ def test_wrong_checkpoints(data, stage1, tmp_path):
     )
     run(wide, 'keep', r'of 3 classes cannot be kept.*\(9, 32\) there and \(4, 32\)')
     run('', 'keep', r'name the checkpoint of the first in `load_from`')
+    scaled = altered(
+        stage1, tmp_path / 'scaled.pth', lambda s: s.update({f'{CLASSIFIER}.scale': torch.ones(4)})
+    )
+    run(scaled, 'keep', rf'has `{CLASSIFIER}\.scale`, which that of this model has not.*predictor')
 
 
 def test_class_agnostic_parts_are_compared_too(data, stage1, tmp_path):
@@ -241,6 +323,15 @@ def test_eqlv2_checkpoint_of_another_class_count_and_family(data, tmp_path):
     dense = second(data, tmp_path / 'y', checkpoint, ['bbox_head'], 'keep', model='retinanet')
     dense.custom_hooks[2]['classifier'] = 'bbox_head.retina_cls'
     refuse(dense, r'is of another model: \d+ of the \d+ tensors .*`bbox_head\.')
+
+
+def test_every_load_says_both_class_counts():
+    """Fine-tuning and tests know nothing of the hook."""
+    saved = {f'loss_cls.{k}': v for k, v in EQLv2Loss(num_classes=3).state_dict().items()}
+    model = nn.ModuleDict(dict(loss_cls=EQLv2Loss(num_classes=2)))
+    with pytest.raises(RuntimeError, match='`loss_cls`.* of 3 classes, .*of this model is 2: they'):
+        model.load_state_dict(saved)
+    nn.ModuleDict(dict(loss_cls=EQLv2Loss(num_classes=3))).load_state_dict(saved)
 
 
 def test_loss_statistics_of_another_class_count(data, tmp_path, stage1):

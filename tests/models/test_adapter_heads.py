@@ -164,6 +164,31 @@ def test_tood_starts_with_the_initial_loss_on_logits():
     assert (torch.cat([args[0] for args, _ in initial.args]) < 0).all()  # logits of about 0.01
 
 
+@pytest.mark.parametrize('family', ['TOOD', 'RTMDet'])
+def test_a_loss_with_its_own_divisor_is_not_divided_again(family):
+    """The heads divide the sum of levels by the third value, clamped at 1."""
+    divisors = {}
+    for loss in ('EQLLoss', 'GHMCLoss'):
+        head = build(family, loss).bbox_head
+        head.epoch = 0  # TOOD reads it from the message hub, above this method
+        for size in (4, 40):
+            rows = size * size
+            score = torch.randn(1, C, size, size, requires_grad=True)
+            boxes, metric = torch.rand(1, rows, 4), torch.full((1, rows), 0.5)
+            boxes[..., 2:] += 1
+            label = torch.randint(0, C, (1, rows))
+            weight = torch.ones(1, rows)
+            values = [score, boxes, label, weight, boxes, metric, (8, 8)]
+            if family == 'TOOD':
+                shaped = boxes.reshape(1, size, size, 4).permute(0, 3, 1, 2)
+                values = [boxes, score, shaped, *values[2:]]
+            found = head.loss_by_feat_single(*values)
+            divisors[loss, size] = float(found[2])
+            assert found[3] > 1
+    assert divisors['EQLLoss', 40] == 800 and divisors['EQLLoss', 4] == 8
+    assert divisors['GHMCLoss', 40] == divisors['GHMCLoss', 4] == 0
+
+
 def test_tood_may_use_one_loss_throughout():
     def change(config):
         config.train_cfg.initial_epoch = 4

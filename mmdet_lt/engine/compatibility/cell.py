@@ -19,13 +19,14 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdet_lt.engine.compatibility.families import FAMILIES, SIZE, C, Family, tiny_config
+from mmdet_lt.engine.compatibility.families import FAMILIES, C, Family, tiny_config
 from mmdet_lt.engine.compatibility.scores import (
     expected_scores,
     named_layers,
     spread,
     watched,
 )
+from mmdet_lt.engine.compatibility.tiny import SIZE
 from mmdet_lt.engine.hooks.class_statistics_hook import prepare_model
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.losses.base import LongTailLoss

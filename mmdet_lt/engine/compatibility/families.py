@@ -15,12 +15,8 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
-#: Classes, and pixels of a side of the image, of the tiny models.
-C, SIZE = 5, 64
-#: Queries of DETRs and proposals of Sparse R-CNN.
-QUERIES = 12
-_ALL = 100_000
-_WIDTHS = {2048: 32, 1024: 32, 512: 16, 256: 16, 128: 8}
+from mmdet_lt.engine.compatibility import tiny
+from mmdet_lt.engine.compatibility.tiny import QUERIES, C
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,10 @@ def tiny_config(name: str, loss: dict[str, Any], adapted: bool) -> ConfigDict:
     for path in family.heads:
         for head in _at(model, path):
             head.loss_cls = ConfigDict(copy.deepcopy(loss))
-    if family.rule == 'mask2former':
-        _for_mask2former(model, bool(loss['use_sigmoid']))
+            if family.rule == 'mask2former':
+                head.loss_cls.class_weight = [1.0] * C + [0.1]
+    if loss['use_sigmoid']:
+        _match_by_sigmoid(model)
     if family.rule == 'detr':
         per_query = C if loss['use_sigmoid'] else 1
         model.test_cfg = ConfigDict(max_per_img=QUERIES * per_query)
@@ -77,9 +75,9 @@ def _shrunk(name: str) -> ConfigDict:
     model = get_config(f'mmdet::{family.config}').model
     # DETRs have positional encodings of 2 x 128 numbers in their code.
     width = 256 if family.rule == 'detr' else 16
-    _body(model)
-    _narrow(model, width)
-    _test_settings(model)
+    tiny.body(model)
+    tiny.narrow(model, width)
+    tiny.test_settings(model)
     if family.shrink is not None:
         family.shrink(model)
     return model
@@ -94,121 +92,12 @@ def _at(config: Any, path: str) -> list[Any]:
     return parts
 
 
-def _body(model: ConfigDict) -> None:
-    """ResNet-18 with 8 base channels; the neck keeps its kind unless it is one of a CSP network."""
-    out = model.backbone.get('out_indices', (0, 1, 2, 3))
-    channels = [8, 16, 32, 64]
-    csp = model.backbone.type.startswith('CSP')
-    if csp:
-        out = (1, 2, 3)
-    model.backbone = ConfigDict(
-        type='ResNet', depth=18, base_channels=8, norm_eval=True, out_indices=tuple(out)
-    )
-    used = [channels[i] for i in out]
-    if csp:
-        model.neck = ConfigDict(type='FPN', in_channels=used, out_channels=16, num_outs=3)
-        model.bbox_head.update(in_channels=16, feat_channels=16)
-    elif 'neck' in model:
-        for neck in model.neck if isinstance(model.neck, list) else [model.neck]:
-            neck.in_channels = used[-1] if isinstance(neck.in_channels, int) else used
-    if 'panoptic_head' in model:
-        model.panoptic_head.in_channels = used
-
-
-def _narrow(config: Any, width: int) -> None:
-    """Fewer channels, classes, heads and groups everywhere; 256 channels become ``width``."""
-    if isinstance(config, (list, tuple)):
-        for item in config:
-            _narrow(item, width)
-    if not isinstance(config, dict):
-        return
-    if config.get('type') == 'SyncBN':
-        config['type'] = 'BN'
-    few = dict(num_classes=C, num_groups=4)
-    if width < 256:
-        few.update(num_heads=2)
-    for name, value in list(config.items()):
-        if name == 'backbone':
-            continue
-        if isinstance(value, (dict, list, tuple)):
-            _narrow(value, width)
-        elif name in few:
-            config[name] = few[name]
-        elif name == 'feedforward_channels':
-            config[name] = 32
-        elif width < 256 and value in _WIDTHS:
-            if 'channel' in name or 'dims' in name or name == 'num_feats':
-                config[name] = _WIDTHS[value]
-
-
-def _test_settings(model: ConfigDict) -> None:
-    """All scores come out of the test; few proposals go in."""
-    few = dict(nms_pre=60, max_per_img=30)
-    train = model.get('train_cfg') or {}
-    if 'rpn_proposal' in train:
-        train.rpn_proposal.update(few)
-        for stage in train.rcnn if isinstance(train.rcnn, list) else [train.rcnn]:
-            stage.sampler.num = 32
-    test = model.get('test_cfg') or {}
-    if 'rpn' in test and test.rpn is not None:
-        test.rpn.update(few)
-    last = test.get('rcnn', test)
-    last.update(score_thr=0.0, min_bbox_size=-1, nms_pre=_ALL, max_per_img=_ALL)
-    if 'nms' in last:
-        last.nms = ConfigDict(type='nms', iou_threshold=1.0)
-
-
-def _groups(model: ConfigDict) -> None:
-    model.bbox_head.norm_cfg = ConfigDict(type='GN', num_groups=4, requires_grad=True)
-
-
-def _detr(model: ConfigDict) -> None:
-    model.num_queries = QUERIES
-    model.encoder.num_layers, model.decoder.num_layers = 1, 2
-    if 'dn_cfg' in model:
-        model.dn_cfg.group_cfg.num_dn_queries = 6
-    if 'dqs_cfg' in model:
-        model.dqs_cfg.iou_threshold = 1.0
-
-
-def _sparse(model: ConfigDict) -> None:
-    model.rpn_head.num_proposals = QUERIES
-    model.test_cfg.rcnn = ConfigDict(max_per_img=QUERIES * C)
-    for head in model.roi_head.bbox_head:
-        head.dynamic_conv_cfg.feat_channels = 8
-        head.num_reg_fcs = 1
-
-
-def _double(model: ConfigDict) -> None:
-    model.roi_head.bbox_head.num_convs = 1
-
-
-def _mask2former(model: ConfigDict) -> None:
-    head = model.panoptic_head
-    head.num_things_classes, head.num_stuff_classes, head.num_queries = C, 0, QUERIES
-    head.pixel_decoder.encoder.num_layers = 1
-    head.transformer_decoder.num_layers = 2
-    model.panoptic_fusion_head.update(num_things_classes=C, num_stuff_classes=0)
-    model.train_cfg.num_points = 64
-    model.test_cfg = ConfigDict(panoptic_on=False, instance_on=True, max_per_image=QUERIES * C)
-
-
-def _for_mask2former(model: ConfigDict, sigmoid: bool) -> None:
-    model.panoptic_head.loss_cls.class_weight = [1.0] * C + [0.1]
-    if sigmoid:
-        for cost in model.train_cfg.assigner.match_costs:
-            if cost.type == 'ClassificationCost':
-                cost.type = 'FocalLossCost'
-
-
-def _tood(model: ConfigDict) -> None:
-    _groups(model)
-    model.train_cfg.initial_epoch = 0
-
-
-def _paa(model: ConfigDict) -> None:
-    _groups(model)
-    model.bbox_head.score_voting = False
+def _match_by_sigmoid(model: ConfigDict) -> None:
+    """What the message of a sigmoid loss below a matcher that takes a softmax says to do."""
+    assigner = (model.get('train_cfg') or {}).get('assigner', {})
+    for cost in assigner.get('match_costs', ()):
+        if cost.type == 'ClassificationCost':
+            cost.type = 'FocalLossCost'
 
 
 def _one_stage(config: str, layer: str, **kwargs: Any) -> Family:
@@ -221,7 +110,9 @@ def _two_stage(config: str, **kwargs: Any) -> Family:
 
 
 def _detr_family(config: str, layer: str, adapter: str) -> Family:
-    return Family(config, ('bbox_head',), (layer,), 'detr', {'bbox_head': adapter}, shrink=_detr)
+    return Family(
+        config, ('bbox_head',), (layer,), 'detr', {'bbox_head': adapter}, shrink=tiny.detr
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -232,7 +123,7 @@ FAMILIES: dict[str, Family] = {
     'Double-Head': _two_stage(
         'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
         adapters={'roi_head.bbox_head': 'LTDoubleConvFCBBoxHead'},
-        shrink=_double,
+        shrink=tiny.double,
     ),
     'SABL': _two_stage(
         'sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py',
@@ -242,25 +133,35 @@ FAMILIES: dict[str, Family] = {
     'Sparse R-CNN': _two_stage(
         'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
         adapters={'roi_head': 'LTSparseRoIHead', 'roi_head.bbox_head': 'LTDIIHead'},
-        shrink=_sparse,
+        shrink=tiny.sparse,
         rule='sparse',
     ),
+    'PISA': _two_stage('pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py'),
+    'Grid R-CNN': _two_stage('grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py'),
     'RetinaNet': _one_stage('retinanet/retinanet_r50_fpn_1x_coco.py', 'retina_cls'),
     'ATSS': _one_stage(
-        'atss/atss_r50_fpn_1x_coco.py', 'atss_cls', factor=('atss_centerness',), shrink=_groups
+        'atss/atss_r50_fpn_1x_coco.py', 'atss_cls', factor=('atss_centerness',), shrink=tiny.groups
     ),
     'FCOS': _one_stage(
         'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
         'conv_cls',
         factor=('conv_centerness',),
-        shrink=_groups,
+        shrink=tiny.groups,
+    ),
+    'RepPoints': _one_stage('reppoints/reppoints-moment_r50_fpn_1x_coco.py', 'reppoints_cls_out'),
+    'FoveaBox': _one_stage('foveabox/fovea_r50_fpn_4xb4-1x_coco.py', 'conv_cls'),
+    'CondInst': _one_stage(
+        'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+        'conv_cls',
+        factor=('conv_centerness',),
+        shrink=tiny.groups,
     ),
     'PAA': _one_stage(
         'paa/paa_r50_fpn_1x_coco.py',
         'atss_cls',
         factor=('atss_centerness',),
         adapters={'bbox_head': 'LTPAAHead'},
-        shrink=_paa,
+        shrink=tiny.paa,
         rule='paa',
         needs=('sklearn.mixture', 'scikit-learn'),
     ),
@@ -268,20 +169,20 @@ FAMILIES: dict[str, Family] = {
         'gfl/gfl_r50_fpn_1x_coco.py',
         'gfl_cls',
         adapters={'bbox_head': 'LTGFLHead'},
-        shrink=_groups,
+        shrink=tiny.groups,
     ),
     'VFNet': _one_stage(
         'vfnet/vfnet_r50_fpn_1x_coco.py',
         'vfnet_cls',
         adapters={'bbox_head': 'LTVFNetHead'},
-        shrink=_groups,
+        shrink=tiny.groups,
     ),
     'TOOD': _one_stage(
         'tood/tood_r50_fpn_1x_coco.py',
         'tood_cls',
         factor=('cls_prob_module',),
         adapters={'bbox_head': 'LTTOODHead'},
-        shrink=_tood,
+        shrink=tiny.tood,
         rule='tood',
     ),
     'RTMDet': _one_stage(
@@ -303,6 +204,8 @@ FAMILIES: dict[str, Family] = {
         adapters={'bbox_head': 'LTYOLOFHead'},
         rule='yolof',
     ),
+    'DETR': _detr_family('detr/detr_r50_8xb2-150e_coco.py', 'fc_cls', 'LTDETRHead'),
+    'DAB-DETR': _detr_family('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'fc_cls', 'LTDABDETRHead'),
     'Conditional DETR': _detr_family(
         'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', 'fc_cls', 'LTConditionalDETRHead'
     ),
@@ -320,6 +223,13 @@ FAMILIES: dict[str, Family] = {
     'DDQ': _detr_family(
         'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'cls_branches.1', 'LTDDQDETRHead'
     ),
+    'MaskFormer': Family(
+        'maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
+        ('panoptic_head',),
+        ('cls_embed',),
+        'mask2former',
+        shrink=tiny.mask2former,
+    ),
     'Mask2Former': Family(
         'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
         ('panoptic_head',),
@@ -329,6 +239,6 @@ FAMILIES: dict[str, Family] = {
             'panoptic_head': 'LTMask2FormerHead',
             'panoptic_fusion_head': 'LTMaskFormerFusionHead',
         },
-        shrink=_mask2former,
+        shrink=tiny.mask2former,
     ),
 }

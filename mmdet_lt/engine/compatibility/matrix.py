@@ -31,7 +31,9 @@ Every cell is a tiny version of MMDetection's own config of the detector, traine
 and tested. It works if losses are finite, every classifier has a finite gradient that is not zero,
 running statistics have moved, and every score of the test equals the one computed by hand from the
 outputs of the classifier with the loss's own activation. What does not work stops with an error
-before the first iteration.
+before the first iteration. For sigmoid losses the matchers of DETR and Mask2Former have
+`FocalLossCost` in place of `ClassificationCost`; without it those cells stop with a message that
+says so.
 
 - **✓** works with the stock head.
 - **LT** works with the heads of the second column, which take the arguments of the stock ones

@@ -66,8 +66,12 @@ class ClassStatisticsHook(Hook):
     statistics are never touched on resume. Their increments are summed over ranks and applied once
     per optimiser step.
 
+    In a test or validation run, where the training set is not built, heads and losses are compared
+    with each other all the same, before the checkpoint is loaded: a head that scores by another
+    rule than its loss stops the run.
+
     Metrics that have no ``class_statistics`` of their own (:class:`LVISMetric`) get the same ones;
-    in a test run, where the training set is not built, its annotation file if that is there.
+    in such a run its annotation file if that is there.
 
     Args:
         class_statistics: Annotation file, statistics file or dict to use in place of the training
@@ -106,6 +110,8 @@ class ClassStatisticsHook(Hook):
         # Asking for `runner.train_dataloader` would build it, so a test run must not.
         loop = runner._train_loop
         if not isinstance(loop, BaseLoop):
+            # A pair that training would refuse must not be scored either.
+            check_class_counts(_bare(runner.model), None)
             source = self.source or training_annotation_file(runner.cfg)
             for metric in metrics_without_statistics(runner):
                 metric.class_statistics = source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -29,9 +29,10 @@ class ClassifierInitHook(Hook):
     checkpoint with its shape.
 
     - ``mode='reinit'``: the classifier starts anew, whatever the checkpoint has; so does the
-      running state of its loss.
+      running state of its loss. All of the classifier must be free to learn.
     - ``mode='keep'``: weight and bias of the classifier must be there with the right shape.
-      Parameters that a second stage adds (``fc_cls.scale`` of LWS) start from their own value.
+      Parameters that a second stage adds (``fc_cls.scale`` of LWS) start from their own value;
+      those that the first stage had must have a place in the second.
       State of the loss is kept where the new loss has it, too, and must then have its shape.
 
     Nothing is done in test runs and when a run is resumed.
@@ -42,8 +43,8 @@ class ClassifierInitHook(Hook):
             of box heads; a dense head needs its own, such as ``bbox_head.retina_cls``.
 
     Raises:
-        InputError: ``mode`` is unknown, ``load_from`` is missing, a name matches nothing, or the
-            checkpoint differs; the sentence names what differs.
+        InputError: ``mode`` is unknown, ``load_from`` is missing, a name matches nothing, what
+            starts anew is frozen, or the checkpoint differs; the sentence names what differs.
     """
 
     #: Before EMAHook, which copies what is loaded.
@@ -66,10 +67,22 @@ class ClassifierInitHook(Hook):
             )
 
     def check_model(self, model: nn.Module) -> tuple[str, ...]:
-        """The names of ``classifier``; InputError if one matches nothing in the model."""
-        return check_patterns(
+        """The names of ``classifier``.
+
+        Raises:
+            InputError: One matches nothing in the model, or names what is frozen and starts anew.
+        """
+        patterns = check_patterns(
             self.classifier, [*model.state_dict()], 'ClassifierInitHook.classifier'
         )
+        for name, parameter in model.named_parameters():
+            if self.mode == 'reinit' and not parameter.requires_grad and is_named(name, patterns):
+                raise InputError(
+                    f"`ClassifierInitHook.mode='reinit'` starts `{name}` anew, which is frozen and "
+                    "would stay random: use mode='keep' (ScaledLinear needs it), or name it in "
+                    '`FreezeHook.trainable`.'
+                )
+        return patterns
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare, and in mode 'reinit' take the classifier out of what will be loaded."""
@@ -86,6 +99,7 @@ class ClassifierInitHook(Hook):
         )
         if self.mode == 'keep':
             source.check_classifier({n: t for n, t in own.items() if is_classifier(n)})
+            source.check_nothing_lost(n for n in found if is_classifier(n) and n not in own)
             source.check_loss_state({n: t for n, t in own.items() if is_loss_state(n)})
             return
         dropped = [n for n in found if is_classifier(n) or is_loss_state(n)]
@@ -161,6 +175,14 @@ class _Source:
             )
         new = [n for n in classifier if n not in self.shapes]
         print_log(f'The classifier is kept; new in it: {", ".join(new) or "nothing"}', 'current')
+
+    def check_nothing_lost(self, unplaced: Iterable[str]) -> None:
+        for name in unplaced:
+            raise InputError(
+                f'the classifier of {self.name} has `{name}`, which that of this model has not, so '
+                'it would not be the one that was trained: make `cls_predictor_cfg` that of the '
+                "first stage, or start with `ClassifierInitHook.mode='reinit'`."
+            )
 
     def check_loss_state(self, state: Mapping[str, Tensor]) -> None:
         if differs := self._other_shape(state):

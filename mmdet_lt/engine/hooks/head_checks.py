@@ -7,115 +7,20 @@ on the whole model (:func:`check_class_counts` calls :func:`check_head`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead, DIIHead, SABLHead
 from torch import nn
 
 from mmdet_lt.engine.hooks._config_keys import config_key
+from mmdet_lt.engine.hooks._head_rules import HeadRule, rule_of
+from mmdet_lt.engine.hooks._head_surroundings import check_roi_surroundings, wrong_matching
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.layers.prior_state import classifiers
 from mmdet_lt.models.losses.base import LongTailLoss
 
-
-@dataclass(frozen=True)
-class HeadRule:
-    """What a head of MMDetection does with a loss of this package.
-
-    Attributes:
-        sigmoid: Sigmoid losses that work: 'own' any (the head asks the loss for its scores),
-            'plain' those whose score is the sigmoid of the logit, 'no' none.
-        softmax: The same for softmax losses.
-        use: Head of this package that takes the others, '' if there is none.
-        use_softmax: Whether that one takes softmax losses.
-        why: What goes wrong, for the message.
-    """
-
-    sigmoid: str
-    softmax: str
-    use: str = ''
-    use_softmax: bool = True
-    why: str = 'its test scores are a fixed sigmoid or softmax of the logits'
-
-
-_IGNORED = HeadRule('no', 'no', why='it ignores `loss_cls` or feeds it something else than rows')
-#: By class name; a sub-class follows the nearest class above it.
-RULES: dict[str, HeadRule] = {
-    # dense heads that leave scores to BaseDenseHead, which asks the loss
-    'RetinaHead': HeadRule('own', 'own'),
-    'ATSSHead': HeadRule('own', 'own'),
-    'FCOSHead': HeadRule('own', 'own'),
-    'DDODHead': HeadRule('own', 'own'),
-    'RetinaSepBNHead': HeadRule('own', 'own'),
-    'YOLOFHead': HeadRule(
-        'own', 'no', 'LTYOLOFHead', use_softmax=False, why='its logits contain an objectness'
-    ),
-    'VFNetHead': HeadRule(
-        'own', 'no', 'LTVFNetHead', why='its classifier has no background column'
-    ),
-    # those with a rule of their own
-    'GFLHead': HeadRule('plain', 'no', 'LTGFLHead', why='it takes the sigmoid of every logit'),
-    'LDHead': HeadRule('plain', 'no', why='it takes the sigmoid of every logit'),
-    'RTMDetHead': HeadRule(
-        'plain', 'no', 'LTRTMDetHead', why='its assigner takes sigmoids of logits'
-    ),
-    'RTMDetSepBNHead': HeadRule(
-        'plain', 'no', 'LTRTMDetSepBNHead', why='its assigner takes sigmoids of logits'
-    ),
-    'RTMDetInsHead': HeadRule('plain', 'no', why='it takes the sigmoid of every logit'),
-    'PAAHead': HeadRule(
-        'plain', 'no', 'LTPAAHead', why='it takes sigmoids, and one loss of each column of a row'
-    ),
-    'LADHead': HeadRule(
-        'plain', 'no', why='it takes sigmoids, and one loss of each column of a row'
-    ),
-    'TOODHead': HeadRule(
-        'no', 'no', 'LTTOODHead', why='it hands the loss probabilities, not logits'
-    ),
-    'YOLOXHead': HeadRule('no', 'no', 'LTYOLOXHead', why='it shows the loss its positives only'),
-    'GuidedAnchorHead': HeadRule('plain', 'plain'),
-    'SABLRetinaHead': HeadRule('plain', 'plain'),
-    'RepPointsHead': HeadRule('plain', 'plain'),
-    'FoveaHead': HeadRule('plain', 'no'),
-    'CondInstBboxHead': HeadRule('plain', 'no'),
-    'SOLOHead': HeadRule('plain', 'no'),
-    'SOLOV2Head': HeadRule('plain', 'no'),
-    **dict.fromkeys(
-        (
-            'FSAFHead',
-            'FreeAnchorRetinaHead',
-            'AutoAssignHead',
-            'PISARetinaHead',
-            'SSDHead',
-            'YOLACTHead',
-            'YOLOV3Head',
-            'CenterNetHead',
-            'CenterNetUpdateHead',
-            'CornerHead',
-            'GroundingDINOHead',
-            'ATSSVLFusionHead',
-            'MultiInstanceBBoxHead',
-        ),
-        _IGNORED,
-    ),
-    # the DETR family; see _wrong_training for encoders and denoising
-    'DETRHead': HeadRule('plain', 'plain', 'LTDETRHead'),
-    'ConditionalDETRHead': HeadRule('plain', 'plain', 'LTConditionalDETRHead'),
-    'DABDETRHead': HeadRule('plain', 'plain', 'LTDABDETRHead'),
-    'DeformableDETRHead': HeadRule('plain', 'plain', 'LTDeformableDETRHead'),
-    'DINOHead': HeadRule('plain', 'no', 'LTDINOHead', use_softmax=False),
-    'DDQDETRHead': HeadRule('plain', 'no', 'LTDDQDETRHead', use_softmax=False),
-    'Mask2FormerHead': HeadRule('no', 'plain', 'LTMask2FormerHead', why='it is made for a softmax'),
-    'MaskFormerHead': HeadRule('no', 'plain', why='it is made for a softmax'),
-    # RoI heads
-    'BBoxHead': HeadRule('own', 'own'),
-    'DoubleConvFCBBoxHead': HeadRule('own', 'own', 'LTDoubleConvFCBBoxHead'),
-    'SABLHead': HeadRule('no', 'plain', 'LTSABLHead', why='it takes the softmax of every logit'),
-    'DIIHead': HeadRule('plain', 'plain', 'LTDIIHead'),
-}
 #: Heads of this package that work only below another one: {head: (place, what it must be)}.
 _PARTNERS = {
     'LTDIIHead': ('roi_head', 'LTSparseRoIHead'),
@@ -123,7 +28,9 @@ _PARTNERS = {
 }
 
 
-def check_head(model: nn.Module, name: str, head: nn.Module, by_epoch: bool = True) -> None:
+def check_head(
+    model: nn.Module, name: str, head: nn.Module, by_epoch: bool = True, of_rpn: bool = False
+) -> None:
     """Compare a head with its loss; loss and head must agree on the class count.
 
     Args:
@@ -131,84 +38,97 @@ def check_head(model: nn.Module, name: str, head: nn.Module, by_epoch: bool = Tr
         name: Name of the head in it.
         head: A module with ``loss_cls``; those with losses of other packages are left alone.
         by_epoch: Whether the training loop counts epochs, for TOOD's first epochs.
+        of_rpn: The head finds proposals, which have one class.
 
     Raises:
         InputError: With the head and the loss, what goes wrong, and what to write instead.
     """
-    if not isinstance(head.loss_cls, LongTailLoss):
+    loss = head.loss_cls
+    if not isinstance(loss, LongTailLoss):
         return
+    if of_rpn and loss.tags.statistics:
+        raise InputError(
+            f'{loss.name} in `{config_key(name)}.loss_cls` balances classes, proposals have one: '
+            'use the stock loss of the RPN there, and this one in the RoI head.'
+        )
     if getattr(head, 'follows_loss', False):
         _check_partner(model, name, head)
         _check_epochs(name, head, by_epoch)
     else:
-        _check_rule(name, head, head.loss_cls)
+        _check_rule(model, name, head, loss)
+    if isinstance(head, BBoxHead):
+        plain = loss.context == 'roi' and score_rule(loss, head.num_classes, 'roi') == 'plain'
+        plain = plain or (isinstance(head, SABLHead) and not loss.sigmoid)
+        check_roi_surroundings(model, name, head, plain)
 
 
-def rule_of(head: nn.Module) -> HeadRule:
-    """The rule of the nearest class; heads nobody listed are judged by what they inherit."""
-    for cls in type(head).__mro__:
-        if cls.__name__ in RULES:
-            return RULES[cls.__name__]
-    if isinstance(head, BaseDenseHead):
-        inherits = all(
-            getattr(type(head), name) is getattr(BaseDenseHead, name)
-            for name in ('predict_by_feat', '_predict_by_feat_single')
-        )
-        return HeadRule('own', 'own') if inherits else HeadRule('plain', 'no')
-    return HeadRule('plain', 'plain')
+def score_rule(loss: LongTailLoss, num_classes: int, context: str = 'dense') -> str:
+    """'plain' if the scores in a head are sigmoids, or a softmax, of the logits, else 'own'.
 
+    Found by trying, on a copy: what a loss inherits says little about its scores.
 
-def score_rule(loss: LongTailLoss, num_classes: int, device: torch.device | str = 'cpu') -> str:
-    """'plain' if the scores in a dense head are sigmoids, or a softmax, of the logits, else 'own'.
-
-    Found by trying: what a loss inherits says little about its scores.
+    Args:
+        loss: The loss.
+        num_classes: C.
+        context: 'dense' or 'roi', the kind of head.
     """
-    columns = loss.dense_columns(num_classes)
-    if columns is None:
+    columns = num_classes + loss.extra_columns
+    if context == 'dense':
+        columns = loss.dense_columns(num_classes)
+    if columns not in (num_classes, num_classes + 1) or (loss.sigmoid and columns > num_classes):
         return 'own'
+    device = next((buffer.device for buffer in loss.buffers()), 'cpu')
     z = torch.linspace(-5, 5, 4 * columns, device=device).reshape(columns, 4).T
-    context, loss.context = loss.context, 'dense'
-    try:
-        scores = loss.get_activation(z)
-    finally:
-        loss.context = context
+    loss = copy.deepcopy(loss)
+    loss.context = context
+    scores = loss.get_activation(z)[:, :num_classes]
     wanted = z.sigmoid() if loss.sigmoid else z.softmax(1)[:, :-1]
     return 'plain' if torch.allclose(scores, wanted, atol=1e-6) else 'own'
 
 
-def _check_rule(name: str, head: nn.Module, loss: LongTailLoss) -> None:
-    rule, stock = rule_of(head), type(head).__name__
+def _check_rule(model: nn.Module, name: str, head: nn.Module, loss: LongTailLoss) -> None:
+    rule, stock, key = rule_of(head), type(head).__name__, config_key(name)
     of_roi = isinstance(head, BBoxHead) and not isinstance(head, DIIHead)
     if loss.dense_columns(head.num_classes) is None and not of_roi:
         raise InputError(
-            f'{loss.name} in `{config_key(name)}.loss_cls` needs {loss.extra_columns} columns '
-            f'beside the classes, {stock} has room for one at most: use it in an RoI head.'
+            f'{loss.name} in `{key}.loss_cls` needs {loss.extra_columns} columns '
+            f'beside the classes, {stock} has room for one at most: use it in an RoI head such as '
+            'Shared2FCBBoxHead.'
         )
     allowed = rule.sigmoid if loss.sigmoid else rule.softmax
-    device = next(head.parameters()).device
-    key = config_key(name)
-    if allowed == 'plain' and score_rule(loss, head.num_classes, device) == 'own':
+    if allowed == 'plain' and score_rule(loss, head.num_classes) == 'own':
         allowed = 'no'
     if allowed == 'no':
         raise InputError(_refusal(key, stock, loss, rule.why, rule))
     why = _wrong_training(head, loss)
     if why:
         raise InputError(_refusal(key, stock, loss, why, rule))
+    why, advice = wrong_matching(model, name, head)
+    if why:
+        raise InputError(_refusal(key, stock, loss, why, rule, advice))
     if of_roi:
         _check_roi_width(key, head, loss, rule)
     elif loss.tags.bounded_logits and loss.prior_bias() is not None:
         set_start_bias(key, head, loss)
 
 
-def _refusal(key: str, stock: str, loss: LongTailLoss, why: str, rule: HeadRule) -> str:
+def _refusal(
+    key: str, stock: str, loss: LongTailLoss, why: str, rule: HeadRule, advice: str = ''
+) -> str:
     kind = 'sigmoid' if loss.sigmoid else 'softmax'
-    offered = rule.use and (loss.sigmoid or rule.use_softmax)
-    advice = f"set `{key}.type='mmdet_lt.{rule.use}'`" if offered else 'use another head or loss'
+    if not advice and rule.use and (loss.sigmoid or rule.use_softmax):
+        advice = f"set `{key}.type='mmdet_lt.{rule.use}'`"
+    elif not advice:
+        works = rule.softmax if loss.sigmoid else rule.sigmoid
+        refused = rule.sigmoid if loss.sigmoid else rule.softmax
+        other = refused == 'no' and works != 'no'
+        other = f', or a {"softmax" if loss.sigmoid else "sigmoid"} loss' if other else ''
+        advice = f'use a detector with {rule.instead}{other}'
     return f'{stock} cannot be used with {loss.name} ({kind}): {why}; {advice}.'
 
 
 def _wrong_training(head: nn.Module, loss: LongTailLoss) -> str:
-    """What a stock DETR head would feed the loss wrongly, '' if nothing."""
+    """What a stock head would feed the loss wrongly, or do to its result; '' if nothing."""
     names = {cls.__name__ for cls in type(head).__mro__}
     if 'DINOHead' in names and loss.tags.running:
         return 'its denoising queries would be counted by the running statistics'
@@ -216,6 +136,8 @@ def _wrong_training(head: nn.Module, loss: LongTailLoss) -> str:
         return 'its encoder gives every object the label of class 0'
     if 'MaskFormerHead' in names and not isinstance(loss.class_weight, (list, tuple)):
         return '`loss_cls.class_weight` must be a list of C + 1 numbers'
+    if 'RTMDetHead' in names and loss.tags.own_normalizer:
+        return 'it divides the loss, which has a divisor of its own, a second time'
     return ''
 
 

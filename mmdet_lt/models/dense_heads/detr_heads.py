@@ -49,7 +49,10 @@ class MatchesByLoss(FollowsLoss):
                 'takes a softmax: write `FocalLossCost` in place of `ClassificationCost` in '
                 '`train_cfg.assigner.match_costs`.'
             )
-        self._match_by_sigmoid = any(isinstance(cost, FocalLossCost) for cost in costs)
+        self._match_by_sigmoid = any(
+            isinstance(cost, FocalLossCost) and not cost.binary_input  # those compare masks
+            for cost in costs
+        )
 
     def matching_logits(self, z: Tensor) -> Tensor:
         """Logits from which the matcher computes the scores of the loss."""
@@ -156,6 +159,7 @@ class _Denoising(LTDETRMixin):
 
     takes_softmax = False
     softmax_reason = 'its detector picks proposals by the largest logit, which may be background'
+    softmax_head = 'mmdet_lt.LTDeformableDETRHead'
 
     def loss_by_feat(
         self, scores: Tensor, boxes: Tensor, enc_scores: Tensor | None, enc_boxes: Any, *args: Any

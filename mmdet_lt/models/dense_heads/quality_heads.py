@@ -66,7 +66,26 @@ class LTGFLHead(SigmoidAtTest, GFLHead):
             return super().loss_by_feat_single(anchors, seen, *args, **kwargs)
 
 
-class _ScoresForRTMDet(FollowsLoss):
+class OneDivisor:
+    """Mixin: a loss with a divisor of its own (GHM-C) is not divided again.
+
+    RTMDet and TOOD divide the sum of their levels by that of the assigner's metrics, the third
+    thing :meth:`loss_by_feat_single` gives; a sum below 1 counts as 1.
+    """
+
+    def loss_by_feat_single(self, *args: Any, **kwargs: Any) -> tuple:
+        loss_cls, loss_bbox, divisor, *rest = super().loss_by_feat_single(*args, **kwargs)
+        tags = getattr(self.loss_in_use(), 'tags', None)
+        if tags is not None and tags.own_normalizer:
+            divisor = torch.zeros_like(divisor)
+        return loss_cls, loss_bbox, divisor, *rest
+
+    def loss_in_use(self) -> nn.Module:
+        """The classification loss of this iteration."""
+        return self.loss_cls
+
+
+class _ScoresForRTMDet(OneDivisor, FollowsLoss):
     """Scores of the loss for the assigner; the test path asks the loss already."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +122,7 @@ class LTRTMDetSepBNHead(_ScoresForRTMDet, RTMDetSepBNHead):
 
 
 @MODELS.register_module()
-class LTTOODHead(FollowsLoss, TOODHead):
+class LTTOODHead(OneDivisor, FollowsLoss, TOODHead):
     """:class:`TOODHead` that gives the loss logits.
 
     TOOD multiplies two sigmoids and hands on ``p``, the root of their product. Here the head hands
@@ -141,6 +160,9 @@ class LTTOODHead(FollowsLoss, TOODHead):
     def forward(self, x: tuple[Tensor, ...]) -> tuple:
         scores, boxes = super().forward(x)
         return tuple(logit_of_score(score) for score in scores), boxes
+
+    def loss_in_use(self) -> nn.Module:
+        return self.initial_loss_cls if self.epoch < self.initial_epoch else self.loss_cls
 
     def _scores(self, z: Tensor) -> Tensor:
         """(..., K): scores of the classes, 0 beyond."""

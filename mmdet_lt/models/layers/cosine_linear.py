@@ -70,9 +70,10 @@ class CosineLinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias)
         for key, value in dict(temperature=temperature, eps=eps).items():
-            if not 0 < value < float('inf'):
+            if not (isinstance(value, (int, float)) and 0 < value < float('inf')):
                 raise InputError(
-                    f'`cls_predictor_cfg.{key}` of CosineLinear must be above 0, found {value}.'
+                    f'`cls_predictor_cfg.{key}` of CosineLinear must be a number above 0, found '
+                    f'{value!r}.'
                 )
         self.start, self.eps = float(temperature), eps
         if learnable:

@@ -94,6 +94,8 @@ class FollowsLoss:
     #: Whether a softmax loss (C + 1 columns) works.
     takes_softmax = True
     softmax_reason = ''
+    #: Head of another detector that takes them.
+    softmax_head = 'RetinaHead'
 
     def check_loss(self) -> None:
         """Call at the end of the constructor.
@@ -110,12 +112,14 @@ class FollowsLoss:
         if loss.dense_columns(self.num_classes) is None:
             raise InputError(
                 f'{loss.name} in `loss_cls` of {name} needs {loss.extra_columns} columns beside '
-                'the classes, this head has room for one at most: use it in an RoI head.'
+                'the classes, this head has room for one at most: use it in an RoI head such as '
+                'Shared2FCBBoxHead.'
             )
         if not loss.sigmoid and not self.takes_softmax:
             raise InputError(
                 f'{loss.name} is a softmax loss, {name} works with sigmoid losses only '
-                f'({self.softmax_reason}): choose one of those for `loss_cls`.'
+                f'({self.softmax_reason}): choose one of those for `loss_cls`, or a detector with '
+                f'{self.softmax_head}.'
             )
         # A head that also asks BBoxHead's questions must not turn the loss into one of RoI heads.
         loss.context = 'dense'

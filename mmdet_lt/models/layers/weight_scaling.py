@@ -92,14 +92,15 @@ class TauNormLinear(nn.Linear):
         keep_last: int = 1,
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        if not 0 <= tau < math.inf:
+        if not (isinstance(tau, (int, float)) and 0 <= tau < math.inf):
             raise InputError(
-                f'`cls_predictor_cfg.tau` of TauNormLinear must be at least 0, found {tau}.'
+                '`cls_predictor_cfg.tau` of TauNormLinear must be a number of at least 0, found '
+                f'{tau!r}.'
             )
-        if not 0 <= keep_last < out_features:
+        if type(keep_last) is not int or not 0 <= keep_last < out_features:
             raise InputError(
-                '`cls_predictor_cfg.keep_last` of TauNormLinear must be at least 0 and leave a '
-                f'class: found {keep_last} of {out_features} columns.'
+                '`cls_predictor_cfg.keep_last` of TauNormLinear must be a whole number of at least '
+                f'0 and leave a class: found {keep_last!r} of {out_features} columns.'
             )
         self.tau, self.keep_last = tau, keep_last
 

@@ -186,6 +186,7 @@ class LongTailLoss(nn.Module):
         self._ready = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        *_, problems = args
         mine = {
             name: state_dict[prefix + name]
             for name in self.state_names
@@ -197,9 +198,21 @@ class LongTailLoss(nn.Module):
             sizes = {len(value) - self.state_extra for value in mine.values()}
             if len(sizes) == 1 and (size := sizes.pop()) > 0:
                 self._set_num_classes(size, 'the checkpoint')
+        self._tell_other_count(prefix, mine, problems)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.tags.statistics and mine:
             self._ready = all(bool(torch.isfinite(value).all()) for value in mine.values())
+
+    def _tell_other_count(self, prefix: str, state: dict[str, Tensor], problems: list) -> None:
+        """Say in one sentence what torch says as several shapes that do not fit."""
+        found = {len(value) - self.state_extra for value in state.values()}
+        if self._num_classes is not None and found - {self._num_classes}:
+            counts = ' or '.join(map(str, sorted(found - {self._num_classes})))
+            problems.append(
+                f'{self.name} (`{prefix[:-1]}`) of the checkpoint has statistics of {counts} '
+                f'classes, `num_classes` of this model is {self._num_classes}: they are not '
+                'loaded; make the class counts agree to go on from them.\n'
+            )
 
     def _check_ready(self) -> None:
         if not self._ready:

@@ -116,6 +116,10 @@ def test_tau_normalised_classifier_is_not_trained():
         (lambda: CosineLinear(2, 3, eps=-1.0), 'eps'),
         (lambda: TauNormLinear(2, 3, tau=-0.1), 'tau'),
         (lambda: TauNormLinear(2, 3, keep_last=3), 'keep_last'),
+        (lambda: CosineLinear(2, 3, temperature='20'), 'temperature'),
+        (lambda: CosineLinear(2, 3, eps=None), 'eps'),
+        (lambda: TauNormLinear(2, 3, tau='1'), 'tau'),
+        (lambda: TauNormLinear(2, 3, keep_last=1.5), 'keep_last'),
     ],
 )
 def test_bad_arguments(build, key):

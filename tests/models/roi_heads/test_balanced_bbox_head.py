@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 
 from mmdet_lt import ClassStatistics
 from mmdet_lt.errors import InputError
+from mmdet_lt.models.layers.cosine_linear import CosineLinear
 from mmdet_lt.models.losses.sigmoid_loss import SigmoidLoss
 from mmdet_lt.registry import MODELS as OURS
 
@@ -112,6 +113,10 @@ def test_the_prior_leaves_the_rest_of_the_initialisation():
 def test_bad_priors():
     with pytest.raises(InputError, match=r'prior_foreground` must lie in \(0, 1\), found 1'):
         build('EQLv2Loss', prior_foreground=1)
+    with pytest.raises(InputError, match=r"prior_foreground` must lie in \(0, 1\), found '0\.2'"):
+        build('EQLv2Loss', prior_foreground='0.2')
+    with pytest.raises(InputError, match="objectness` must be True or False, found 'no'"):
+        build('BCELoss', objectness='no')
     with pytest.raises(InputError, match='ClassStatisticsHook'):
         build('EQLv2Loss', statistics=None, prior_foreground=0.1).init_weights()
     predictor = dict(type='mmdet_lt.CosineLinear', bias=False)
@@ -186,6 +191,64 @@ def test_scores_at_test_are_those_of_the_loss(kind):
     assert isinstance(result, InstanceData) and len(result) == 2 * C
     expected = head.loss_cls.get_activation(logits)[:, :C].flatten().sort().values
     torch.testing.assert_close(result.scores.sort().values, expected)
+
+
+# ---- heads that MMDetection builds without asking ---------------------------------------------
+
+OTHERS = {
+    'LTDoubleConvFCBBoxHead': dict(
+        num_convs=1, num_fcs=1, conv_out_channels=8, fc_out_channels=8, with_avg_pool=True
+    ),
+    'LTSABLHead': dict(
+        cls_in_channels=4,
+        reg_in_channels=4,
+        cls_out_channels=8,
+        reg_offset_out_channels=4,
+        reg_cls_out_channels=4,
+        roi_feat_size=7,
+        num_cls_fcs=1,
+        in_channels=None,
+        fc_out_channels=None,
+        bbox_coder=dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7),
+        loss_bbox=None,
+    ),
+}
+
+
+def build_other(kind, loss, **kwargs):
+    options = {**OTHERS[kind], **kwargs}
+    init_default_scope('mmdet')
+    config = dict(
+        type=f'mmdet_lt.{kind}',
+        in_channels=4,
+        roi_feat_size=2,
+        num_classes=C,
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type=f'mmdet_lt.{loss}'),
+        loss_bbox=dict(type='L1Loss'),
+    )
+    config = {key: value for key, value in {**config, **options}.items() if value is not None}
+    head = MODELS.build(config)
+    for module in head.modules():
+        if hasattr(module, 'set_class_statistics'):
+            module.set_class_statistics(STATISTICS)
+    return head
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_double_head_and_sabl_are_balanced_too(kind):
+    predictor = dict(type='mmdet_lt.CosineLinear', temperature=7.0)
+    head = build_other(kind, 'BCELoss', cls_predictor_cfg=predictor)
+    assert type(head.fc_cls) is CosineLinear and head.fc_cls.temperature == 7
+    assert head.fc_cls.out_features == C
+    head = build_other(kind, 'BCELoss', objectness=True, prior_foreground=0.25)
+    head.init_weights()
+    logits, found = scores(head)
+    assert logits.shape[1] == C + 1
+    torch.testing.assert_close(logits[0].sigmoid(), torch.cat([SHARE * 0.25, torch.tensor([0.75])]))
+    torch.testing.assert_close(found[:C], SHARE * 0.25 * 0.25)
+    with pytest.raises(InputError, match='objectness=True.*SeesawLoss'):
+        build_other(kind, 'SeesawLoss', objectness=True)
 
 
 # ---- memory ----------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ from mmdet.models.task_modules.samplers import InstanceBalancedPosSampler as Sto
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from toy_models import faster_rcnn
 
 from mmdet_lt import ClassStatistics
+from mmdet_lt.engine.compatibility.cell import STATISTICS as FIVE
+from mmdet_lt.engine.compatibility.cell import batch
+from mmdet_lt.engine.compatibility.families import tiny_config
+from mmdet_lt.engine.hooks.class_statistics_hook import prepare_model
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.losses.base import LongTailLoss
 from mmdet_lt.models.losses.running import RunningStatistics
@@ -165,6 +169,58 @@ def test_ohem_refuses_a_loss_without_rows_and_other_places():
     config = dict(type='mmdet_lt.OHEMSampler', num=8, pos_fraction=0.5)
     with pytest.raises(InputError, match=r'train_cfg\.rcnn\.sampler'):
         TASK_UTILS.build(config, default_args=dict(context=object()))
+
+
+@pytest.mark.parametrize('semantic', [False, True])
+def test_ohem_in_every_stage_of_a_cascade(semantic):
+    """HTC adds features of its semantic branch to those of the boxes, for the ranking as well."""
+    model = MODELS.build(htc(semantic))
+    prepare_model(model, FIVE)
+    model.init_weights()
+    samplers = model.roi_head.bbox_sampler
+    assert [s.bbox_head for s in samplers] == list(model.roi_head.bbox_head)
+    ranked = []
+    original = model.roi_head._bbox_forward
+
+    def watch(stage, x, rois, semantic_feat=None):
+        if not torch.is_grad_enabled():
+            ranked.append((stage, semantic_feat))
+        elif semantic:  # of the whole batch, one image here
+            used = [feat for of, feat in ranked if of == stage]
+            assert all(torch.equal(feat, semantic_feat) for feat in used)
+        return original(stage, x, rois, semantic_feat=semantic_feat)
+
+    model.roi_head._bbox_forward = watch
+    images, samples = batch(masks=True)
+    samples[0].gt_sem_seg = PixelData(sem_seg=torch.zeros(1, 64, 64))
+    losses, _ = model.parse_losses(model.train().loss(images, samples))
+    assert torch.isfinite(losses) and {stage for stage, _ in ranked} == {0, 1, 2}
+    assert all((feat is not None) == semantic for _, feat in ranked)
+
+
+def htc(semantic):
+    init_default_scope('mmdet')
+    config = tiny_config('HTC', dict(type='mmdet_lt.EQLv2Loss', use_sigmoid=True), False)
+    for stage in config.train_cfg.rcnn:
+        stage.sampler = dict(type='mmdet_lt.OHEMSampler', num=6, pos_fraction=0.3)
+    if semantic:
+        config.roi_head.semantic_roi_extractor = dict(
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            out_channels=16,
+            featmap_strides=[8],
+        )
+        config.roi_head.semantic_head = dict(
+            type='FusedSemanticHead',
+            num_ins=5,
+            fusion_level=1,
+            seg_scale_factor=1 / 8,
+            num_convs=1,
+            in_channels=16,
+            conv_out_channels=16,
+            num_classes=3,
+        )
+    return config
 
 
 # ---- instance-balanced positives ---------------------------------------------------------------

@@ -26,7 +26,7 @@ from mmdet_lt.statistics import ClassStatistics
 
 
 class BalancedHead:
-    """Mixin of the box heads below.
+    """Mixin of the box heads below, and of those of Double-Head and SABL.
 
     Args:
         prior_foreground: Share of foreground among the RoIs that are trained on, in (0, 1), such as
@@ -44,6 +44,8 @@ class BalancedHead:
     def __init__(
         self, *args: Any, prior_foreground: float | None = None, objectness: bool = False, **kwargs
     ) -> None:
+        if not isinstance(objectness, bool):
+            raise InputError(f'`bbox_head.objectness` must be True or False, found {objectness!r}.')
         self._objectness = objectness
         super().__init__(*args, **kwargs)
         self.prior_foreground = prior_foreground
@@ -51,9 +53,9 @@ class BalancedHead:
         _refuse_unscored_loss(self.loss_cls)
         if prior_foreground is None:
             return
-        if not 0 < prior_foreground < 1:
+        if not (isinstance(prior_foreground, float) and 0 < prior_foreground < 1):
             raise InputError(
-                f'`bbox_head.prior_foreground` must lie in (0, 1), found {prior_foreground}.'
+                f'`bbox_head.prior_foreground` must lie in (0, 1), found {prior_foreground!r}.'
             )
         if getattr(self.fc_cls, 'bias', None) is None:
             raise InputError(

@@ -7,43 +7,58 @@ from typing import Any
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads.bbox_heads import DoubleConvFCBBoxHead, SABLHead
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.losses.base import LongTailLoss
+from mmdet_lt.models.roi_heads.bbox_heads.balanced_bbox_head import BalancedHead
 from mmdet_lt.registry import MODELS
 
 
 class AsksLoss:
-    """Mixin: the classifier ``fc_cls`` has the columns the loss asks for."""
+    """Mixin: the classifier ``fc_cls`` has the columns the loss asks for.
+
+    Args:
+        cls_predictor_cfg: Config of the classifier, which the heads of MMDetection leave unread.
+        kwargs: Arguments of MMDetection's head.
+
+    Raises:
+        InputError: The loss is of another package.
+    """
 
     follows_loss = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cls_predictor_cfg: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.loss_cls, LongTailLoss):
+        # The second question is where BalancedHead adds its column, before the width is asked.
+        if not (isinstance(self.loss_cls, LongTailLoss) and self.custom_cls_channels):
             name = type(self).__name__
             raise InputError(
                 f'{name} works with losses of mmdet_lt, found {type(self.loss_cls).__name__} in '
                 f"`loss_cls`: use `type='{name[2:]}'` for it."
             )
+        predictor = dict(cls_predictor_cfg or dict(type='Linear'))
         columns = self.loss_cls.get_cls_channels(self.num_classes)
-        self.fc_cls = nn.Linear(self.fc_cls.in_features, columns)
+        predictor.update(in_features=self.fc_cls.in_features, out_features=columns)
+        self.fc_cls = MODELS.build(predictor)
 
 
 @MODELS.register_module()
-class LTDoubleConvFCBBoxHead(AsksLoss, DoubleConvFCBBoxHead):
-    """:class:`DoubleConvFCBBoxHead` with as many columns as the loss needs; takes its arguments.
+class LTDoubleConvFCBBoxHead(BalancedHead, AsksLoss, DoubleConvFCBBoxHead):
+    """:class:`DoubleConvFCBBoxHead` with as many columns as the loss needs.
 
-    Scores at test are the loss's own in the stock head, too.
+    Takes its arguments and those of :class:`BalancedHead`; ``cls_predictor_cfg``, which the stock
+    head leaves unread, chooses the classifier. Scores at test are the loss's own in the stock head,
+    too.
     """
 
 
 @MODELS.register_module()
-class LTSABLHead(AsksLoss, SABLHead):
+class LTSABLHead(BalancedHead, AsksLoss, SABLHead):
     """:class:`SABLHead` with the columns, the accuracy and the scores of the loss.
 
-    Takes the arguments of :class:`SABLHead`.
+    Takes the arguments of :class:`SABLHead` and of :class:`BalancedHead`, and
+    ``cls_predictor_cfg``.
     """
 
     def loss(

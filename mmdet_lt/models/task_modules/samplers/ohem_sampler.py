@@ -100,11 +100,15 @@ class OHEMSampler(StockOHEMSampler):
         self, inds: Tensor, num_expected: int, bboxes: Tensor, labels: Tensor, feats: list[Tensor]
     ) -> Tensor:
         """The ``num_expected`` of ``inds`` with the largest loss."""
-        shared = [self.context.shared_head] if self.context.with_shared_head else []
-        with torch.no_grad(), untouched_buffers(self.bbox_head, *shared):
+        context = self.context
+        shared = [context.shared_head] if context.with_shared_head else []
+        # HTC adds features of its semantic branch to those of the boxes.
+        semantic = [context.semantic_head] if getattr(context, 'with_semantic', False) else []
+        with torch.no_grad(), untouched_buffers(self.bbox_head, *shared, *semantic):
             rois = bbox2roi([bboxes])
-            stage = (self.context.current_stage,) if hasattr(self.context, 'num_stages') else ()
-            results = self.context._bbox_forward(*stage, feats, rois)
+            stage = (context.current_stage,) if hasattr(context, 'num_stages') else ()
+            extra = dict(semantic_feat=semantic[0](feats)[1]) if semantic else {}
+            results = context._bbox_forward(*stage, feats, rois, **extra)
             cls_score = results['cls_score']
             losses = self.bbox_head.loss(
                 cls_score=cls_score,
