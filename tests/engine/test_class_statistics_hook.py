@@ -12,6 +12,7 @@ from toy import make_toy_coco, toy_config
 
 from mmdet_lt import InputError
 from mmdet_lt.engine.checkpoints import read_checkpoint
+from mmdet_lt.models.losses.base import _tell_unchecked
 
 LOSSES = {
     'eql': dict(type='mmdet_lt.EQLLoss', use_sigmoid=True, lambda_=0.9),
@@ -256,7 +257,24 @@ def test_a_test_run_needs_no_training_file(data, tmp_path):
     runner = Runner.from_cfg(cfg)
     assert runner.test()
     assert (runner.model.bbox_head.loss_cls.neg_grad > 0).all()
+    narrow = cfg.copy()
+    narrow.model.bbox_head.num_classes -= 1
+    narrow.experiment_name = 'fewer classes'
+    with pytest.raises(InputError, match=r'epoch_1.pth.*`bbox_head.retina_cls.*num_classes'):
+        Runner.from_cfg(narrow).test()
     cfg.model.bbox_head.loss_cls.pop('use_sigmoid')
     cfg.experiment_name = 'wrong width'
     with pytest.raises(InputError, match='use_sigmoid=True'):
         Runner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('hooked', [True, False])
+def test_a_loss_nobody_checked_says_so(data, tmp_path, hooked):
+    _tell_unchecked.cache_clear()
+    cfg = config(data, tmp_path, 'retinanet', dict(type='mmdet_lt.BCELoss', use_sigmoid=True))
+    cfg.log_level = 'WARNING'
+    if not hooked:
+        cfg.custom_hooks = []
+    Runner.from_cfg(cfg).train()
+    text = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert ('BCELoss trains without ClassStatisticsHook' in text) is not hooked

@@ -105,6 +105,18 @@ def test_score_rule(cls):
     assert rule == ('own' if cls.__name__ in own else 'plain')
 
 
+@pytest.mark.parametrize('family', ['Double-Head', 'Faster R-CNN'])
+def test_a_classifier_that_would_be_ignored(family):
+    def cosine(config):
+        config.roi_head.bbox_head.cls_predictor_cfg = dict(type='mmdet_lt.CosineLinear')
+
+    if family == 'Faster R-CNN':
+        return check(family, 'LOCELoss', change=cosine)
+    with pytest.raises(InputError, match="ignores.*CosineLinear.*'mmdet_lt.LTDoubleConv"):
+        check(family, 'LOCELoss', change=cosine)
+    return check(family, 'LOCELoss', adapted=True, change=cosine)
+
+
 # ---- what stands around a head ---------------------------------------------------------------
 
 

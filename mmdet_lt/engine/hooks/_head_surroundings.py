@@ -8,6 +8,7 @@ from typing import Any
 from mmdet.models.roi_heads import PISARoIHead
 from mmdet.models.task_modules.assigners.match_cost import ClassificationCost, FocalLossCost
 from mmdet.models.task_modules.samplers import OHEMSampler, ScoreHLRSampler
+from mmdet.registry import MODELS
 from torch import nn
 
 from mmdet_lt.engine.hooks._config_keys import config_key
@@ -42,6 +43,25 @@ def check_places(model: nn.Module) -> None:
                 'probabilities, not logits: set '
                 f"`{config_key(name.rpartition('.')[0])}.type='mmdet_lt.LTTOODHead'`."
             )
+
+
+def check_predictor(name: str, head: nn.Module) -> None:
+    """A head must have the classifier that its config names.
+
+    Raises:
+        InputError: The head builds a plain linear layer whatever ``cls_predictor_cfg`` says, as
+            those of Double-Head and SABL do.
+    """
+    kind = (getattr(head, 'cls_predictor_cfg', None) or {}).get('type', 'Linear')
+    wanted = MODELS.get(kind) if isinstance(kind, str) else kind
+    built = getattr(head, 'fc_cls', None)
+    if built is None or wanted is None or isinstance(built, wanted):
+        return
+    stock = type(head).__name__
+    raise InputError(
+        f'{stock} ignores `{config_key(name)}.cls_predictor_cfg.type={kind!r}`, its classifier is '
+        f"a {type(built).__name__}: set `{config_key(name)}.type='mmdet_lt.LT{stock}'`."
+    )
 
 
 def wrong_matching(model: nn.Module, name: str, head: nn.Module) -> tuple[str, str]:

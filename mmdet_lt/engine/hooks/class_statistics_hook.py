@@ -21,6 +21,7 @@ from mmdet_lt.engine.hooks.metric_statistics import (
     training_annotation_file,
 )
 from mmdet_lt.errors import InputError
+from mmdet_lt.models.losses.base import LongTailLoss
 from mmdet_lt.models.losses.running import RunningStatistics, flush
 from mmdet_lt.registry import HOOKS
 from mmdet_lt.statistics import GROUPS, ClassStatistics
@@ -48,8 +49,10 @@ def prepare_model(model: nn.Module, stats: ClassStatistics, by_epoch: bool = Tru
         InputError: As :func:`check_class_counts`.
     """
     check_class_counts(model, stats, by_epoch)
+    for name, module in model.named_modules():
+        if isinstance(module, LongTailLoss):
+            module.where = name
     for name, module in statistics_users(model):
-        module.where = name
         _set_prior_bias(model, name, module)
         module.set_class_statistics(stats)
 
@@ -68,7 +71,7 @@ class ClassStatisticsHook(Hook):
 
     In a test or validation run, where the training set is not built, heads and losses are compared
     with each other all the same, before the checkpoint is loaded: a head that scores by another
-    rule than its loss stops the run.
+    rule than its loss stops the run, as does a checkpoint with another shape of any tensor.
 
     Metrics that have no ``class_statistics`` of their own (:class:`LVISMetric`) get the same ones;
     in such a run its annotation file if that is there.
@@ -151,6 +154,21 @@ class ClassStatisticsHook(Hook):
         if isinstance(shared[0], InputError):
             raise shared[0]
         return shared[0]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """In a test run, refuse a checkpoint that would leave parts of the model random."""
+        if isinstance(runner._train_loop, BaseLoop):
+            return  # a training may well start from other classes
+        own = _bare(runner.model).state_dict()
+        for key, tensor in checkpoint.get('state_dict', checkpoint).items():
+            name = key.removeprefix('module.')
+            if name in own and own[name].shape != tensor.shape:
+                raise InputError(
+                    f'checkpoint {runner._load_from} is of another model: `{name}` has shape '
+                    f'{tuple(tensor.shape)} there and {tuple(own[name].shape)} here; make '
+                    '`num_classes` and the widths of `model` those of its training, or name '
+                    'another checkpoint.'
+                )
 
     def before_train(self, runner: Runner) -> None:
         """Write static statistics over those of a checkpoint; take over the running ones."""

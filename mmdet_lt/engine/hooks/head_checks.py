@@ -16,7 +16,11 @@ from torch import nn
 
 from mmdet_lt.engine.hooks._config_keys import config_key
 from mmdet_lt.engine.hooks._head_rules import HeadRule, rule_of
-from mmdet_lt.engine.hooks._head_surroundings import check_roi_surroundings, wrong_matching
+from mmdet_lt.engine.hooks._head_surroundings import (
+    check_predictor,
+    check_roi_surroundings,
+    wrong_matching,
+)
 from mmdet_lt.errors import InputError
 from mmdet_lt.models.layers.prior_state import classifiers
 from mmdet_lt.models.losses.base import LongTailLoss
@@ -36,13 +40,15 @@ def check_head(
     Args:
         model: The detector.
         name: Name of the head in it.
-        head: A module with ``loss_cls``; those with losses of other packages are left alone.
+        head: A module with ``loss_cls``. If that is of another package, only the classifier is
+            looked at.
         by_epoch: Whether the training loop counts epochs, for TOOD's first epochs.
         of_rpn: The head finds proposals, which have one class.
 
     Raises:
         InputError: With the head and the loss, what goes wrong, and what to write instead.
     """
+    check_predictor(name, head)
     loss = head.loss_cls
     if not isinstance(loss, LongTailLoss):
         return

@@ -9,11 +9,13 @@ background last, scores of a dense head exactly ``C``.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
 from mmdet_lt.errors import InputError
@@ -23,6 +25,17 @@ from mmdet_lt.ops.sigmoid import compute_dtype
 from mmdet_lt.statistics import ClassStatistics
 
 REDUCTIONS = ('none', 'mean', 'sum')
+
+
+@functools.cache
+def _tell_unchecked(name: str) -> None:
+    """Warn once; the hook, not the loss, knows the head and the data set."""
+    print_log(
+        f'{name} trains without ClassStatisticsHook: nothing checks that its head trains and '
+        "scores by it. Add `custom_hooks=[dict(type='mmdet_lt.ClassStatisticsHook')]`.",
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 class LongTailLoss(nn.Module):
@@ -221,6 +234,8 @@ class LongTailLoss(nn.Module):
                 "`custom_hooks=[dict(type='mmdet_lt.ClassStatisticsHook')]` or give "
                 '`loss_cls.class_statistics` an annotation or statistics file.'
             )
+        if self.training and not self.where:
+            _tell_unchecked(self.name)
 
     # ---- what heads ask --------------------------------------------------------------------
 
