@@ -124,9 +124,11 @@ def test_two_ranks_in_turn(data, whole, tmp_path, monkeypatch):
 
     def rank_is(rank, plan=None):
         monkeypatch.setattr(extract, 'get_dist_info', lambda: (rank, 2))
-        monkeypatch.setattr(extract, 'barrier', lambda: None)
+        monkeypatch.setattr(extract, 'barrier', lambda group: None)
         monkeypatch.setattr(
-            extract, 'broadcast_object_list', lambda box, src: box.__setitem__(0, plan or box[0])
+            extract,
+            'broadcast_object_list',
+            lambda box, **options: box.__setitem__(0, plan or box[0]),
         )
 
     rank_is(1, [0, 1, 2, 3])  # what rank 0 would have said
