@@ -272,7 +272,7 @@ def test_a_test_run_needs_no_training_file(data, tmp_path):
 def test_a_loss_nobody_checked_says_so(data, tmp_path, hooked):
     _tell_unchecked.cache_clear()
     cfg = config(data, tmp_path, 'retinanet', dict(type='mmdet_lt.BCELoss', use_sigmoid=True))
-    cfg.log_level = 'WARNING'
+    cfg.log_level, cfg.experiment_name = 'WARNING', f'hooked {hooked}'  # a logger of its own
     if not hooked:
         cfg.custom_hooks = []
     Runner.from_cfg(cfg).train()
