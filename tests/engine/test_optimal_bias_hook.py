@@ -2,27 +2,18 @@
 
 import json
 import os
-import random
-import socket
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.config import ConfigDict
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
+from row_oracle import by_assigner, loader_of, model_of
 from sampling_free_toy import build, run_config, train
-from torch import nn
-from torch.utils.data import DataLoader
 from toy import make_toy_coco, toy_config
 
 from mmdet_lt import InputError
 from mmdet_lt.engine.hooks import optimal_bias_hook
 from mmdet_lt.engine.hooks._prior_marks import data_mark, detector_mark
-from mmdet_lt.engine.hooks._row_counting import RowCounter, count_rows
 from mmdet_lt.models.layers.optimal_bias import optimal_prior, sigmoid_bias
 
 
@@ -30,165 +21,6 @@ from mmdet_lt.models.layers.optimal_bias import optimal_prior, sigmoid_bias
 def data(tmp_path):
     make_toy_coco(tmp_path / 'data', num_images=5)
     return tmp_path / 'data'
-
-
-def loader_of(folder, batch_size=2, steps=()):
-    from mmengine.dataset import pseudo_collate
-    from mmengine.registry import init_default_scope
-
-    init_default_scope('mmdet')
-    config = toy_config(folder).train_dataloader.dataset
-    config.pipeline[-1:-1] = steps
-    dataset = DATASETS.build(config)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=pseudo_collate)
-
-
-def model_of(kind, **options):
-    torch.manual_seed(0)
-    model = build(kind, **options)
-    model.init_weights()
-    return model
-
-
-def truths(model, loader):
-    for item in loader.dataset:
-        batch = loader.collate_fn([item])
-        yield model.data_preprocessor(batch, True)
-
-
-def anchors_of(head):
-    """All anchors of a 64 x 64 image, in head order."""
-    sizes = [(64 // s[0], 64 // s[1]) for s in head.prior_generator.strides]
-    return head.prior_generator.grid_priors(sizes, device='cpu')
-
-
-def add_assigned(counts, gt_inds, labels):
-    """Count assignments: above 0 an object, 0 background, -1 ignored."""
-    for index in gt_inds.tolist():
-        if index > 0:
-            counts[int(labels[index - 1])] += 1
-        elif index == 0:
-            counts[-1] += 1
-
-
-def by_assigner(kind, model, loader):
-    """Slow counts of the dense head: its assigner called by hand, image by image."""
-    head = model.rpn_head if kind == 'FasterRCNN' else model.bbox_head
-    counts = [0] * (head.num_classes + 1)
-    for data in truths(model, loader):
-        truth = data['data_samples'][0].gt_instances
-        labels = truth.labels if head.num_classes > 1 else torch.zeros_like(truth.labels)
-        levels = anchors_of(head)
-        args = [InstanceData(priors=torch.cat(levels))]
-        if kind in ('ATSS', 'GFL'):
-            args.append([len(level) for level in levels])
-        result = head.assigner.assign(*args, InstanceData(bboxes=truth.bboxes, labels=labels))
-        add_assigned(counts, result.gt_inds, labels)
-    return counts
-
-
-def by_points(model, loader):
-    """FCOS in plain Python: inside a box, largest side in the level's range, smallest box wins."""
-    counts = [0] * 4
-    for data in truths(model, loader):
-        truth = data['data_samples'][0].gt_instances
-        for stride, (low, high) in zip((8, 16), model.bbox_head.regress_ranges, strict=True):
-            for y in range(stride // 2, 64, stride):
-                for x in range(stride // 2, 64, stride):
-                    best, label = float('inf'), 3
-                    for (x1, y1, x2, y2), c in zip(
-                        truth.bboxes.tolist(), truth.labels.tolist(), strict=True
-                    ):
-                        sides = (x - x1, y - y1, x2 - x, y2 - y)
-                        area = (x2 - x1) * (y2 - y1)
-                        if min(sides) > 0 and low <= max(sides) <= high and area < best:
-                            best, label = area, c
-                    counts[label] += 1
-    return counts
-
-
-@pytest.mark.parametrize('kind', ['RetinaNet', 'ATSS', 'GFL', 'FCOS', 'FasterRCNN'])
-def test_counts_equal_the_assigner_called_by_hand(data, kind):
-    loader = loader_of(data)
-    model = model_of(kind)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    torch.manual_seed(7)
-    expected_draw = torch.rand(1)
-    torch.manual_seed(7)
-    rows = count_rows(model, loader)
-    assert torch.equal(torch.rand(1), expected_draw)
-    for key, value in model.state_dict().items():  # counts are NaN until they are stored
-        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
-    expected = by_points(model, loader) if kind == 'FCOS' else by_assigner(kind, model, loader)
-    assert rows['rpn_head' if kind == 'FasterRCNN' else 'bbox_head'] == expected
-    assert sum(expected[:-1]) > 0 and expected[-1] > sum(expected[:-1])
-
-
-def test_rows_of_a_roi_head_are_its_proposals_and_the_truth(data):
-    loader = loader_of(data, batch_size=1)
-    model = model_of('FasterRCNN').eval()
-    model.backbone.norm_eval = True  # the same proposals in both modes
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0
-    counts = [0] * 4
-    head = model.roi_head
-    model.train()
-    for sample in truths(model, loader):
-        truth = sample['data_samples'][0].gt_instances
-        with torch.no_grad():
-            features = model.extract_feat(sample['inputs'])
-            found = model.rpn_head.predict(features, sample['data_samples'], rescale=False)
-        # `predict` uses the settings of testing, which are those of training here.
-        boxes = torch.cat([truth.bboxes, found[0].bboxes])
-        result = head.bbox_assigner.assign(InstanceData(priors=boxes), truth)
-        add_assigned(counts, result.gt_inds, truth.labels)
-    rows = count_rows(model, loader)['roi_head.bbox_head']
-    assert rows == counts and sum(rows[:-1]) >= 10
-
-
-def test_fewer_images_are_spaced_evenly(data):
-    loader, model = loader_of(data), model_of('RetinaNet')
-    seen = []
-    original = loader.dataset.__class__.__getitem__
-
-    class Recording(loader.dataset.__class__):
-        def __getitem__(self, index):
-            seen.append(int(index))
-            return original(self, index)
-
-    loader.dataset.__class__ = Recording
-    count_rows(model, loader, 3)
-    assert seen == [0, 2, 4]
-
-
-def counted(loss_call):
-    counter = RowCounter(3, torch.device('cpu'))
-    loss = nn.Identity()
-    loss.forward = lambda *args, **kwargs: None
-    loss.register_forward_pre_hook(counter, with_kwargs=True)
-    loss_call(loss)
-    return counter.rows.tolist()
-
-
-def test_every_shape_of_target_is_understood():
-    z, label = torch.zeros(4, 3), torch.tensor([0, 2, 3, 3])
-    weight = torch.tensor([1.0, 1, 0, 0.5])
-    assert counted(lambda loss: loss(z, label)) == [1, 0, 1, 2]
-    assert counted(lambda loss: loss(z, label, weight, avg_factor=1)) == [1, 0, 1, 1]
-    assert counted(lambda loss: loss(z, (label, weight), weight=weight)) == [1, 0, 1, 1]
-    wide = weight[:, None].expand(4, 3)
-    assert counted(lambda loss: loss(z, label, wide)) == [1, 0, 1, 1]
-    outside = torch.tensor([0, -1, 9, 3])
-    assert counted(lambda loss: loss(z, outside)) == [1, 0, 0, 3]
-    soft = torch.tensor([[0, 0.3, 0], [0, 0, 0], [0, 0, 0.9], [0, 0, 0]])
-    assert counted(lambda loss: loss(z, soft)) == [0, 1, 1, 2]
-    # PAA and OHEM look for hard rows first: not counted.
-    assert counted(lambda loss: loss(z, label, weight, 1.0, 'none')) == [0, 0, 0, 0]
-    assert counted(lambda loss: loss(z, label, reduction_override='none')) == [0, 0, 0, 0]
-
-
-# ---- whole runs ------------------------------------------------------------------------------
 
 
 def bias_before_training(cfg):
@@ -463,57 +295,6 @@ def test_nan_stops_the_run_with_usable_weights(data, tmp_path):
         runner.train()
     guide = runner.model.sampling_free.guide
     assert torch.isfinite(guide.ratio).all() and torch.isfinite(guide.loc_mean).all()
-
-
-#: Images of many sizes, padded to the largest of their batch.
-RANDOM = [dict(type='RandomResize', scale=(64, 64), ratio_range=(0.5, 2.0), keep_ratio=True)]
-
-
-def _counts(data):
-    plain, varied = loader_of(data), loader_of(data, steps=RANDOM)
-    return [
-        count_rows(model_of(kind), loader, images)
-        for kind, loader, images in (
-            ('RetinaNet', plain, None),
-            ('FCOS', plain, None),
-            ('FCOS', plain, 1),
-            ('FCOS', varied, None),
-            ('FasterRCNN', varied, None),
-        )
-    ]
-
-
-def _rank(rank, port, folder, data):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    torch.save(_counts(data), os.path.join(folder, f'{rank}.pth'))
-    dist.barrier()
-    os._exit(0)  # destroying a gloo group can abort the process while its threads finish
-
-
-def test_two_ranks_equal_one(data, tmp_path):
-    """Five images over two ranks, of equal and of random sizes; one leaves a rank without any."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(port, str(tmp_path), str(data)), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
-    assert first == second == _counts(data)
-
-
-def test_counts_depend_on_neither_seed_nor_workers(data):
-    loader = loader_of(data, steps=RANDOM)
-    first = count_rows(model_of('FCOS'), loader)
-    model = model_of('FCOS')
-    torch.manual_seed(99)
-    random.seed(99)
-    np.random.seed(99)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    other = DataLoader(loader.dataset, 2, num_workers=1, collate_fn=loader.collate_fn)
-    assert count_rows(model, other) == first
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
 
 @pytest.mark.parametrize(
