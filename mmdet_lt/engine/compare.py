@@ -82,8 +82,8 @@ def set_iterations(cfg: Config, iters: int) -> None:
     cfg.log_processor = dict(type='LogProcessor', window_size=25, by_epoch=False)
 
 
-def final_config(run: Run) -> tuple[str, str]:
-    """Text of the config that a run trains with, and the fingerprint of what decides its result."""
+def final_config(run: Run) -> tuple[str, str, int]:
+    """Text of the config that a run trains with, fingerprint of what decides its result, length."""
     cfg = read_config(run.label, run.config)
     if run.iters is not None:
         set_iterations(cfg, run.iters)
@@ -104,7 +104,7 @@ def final_config(run: Run) -> tuple[str, str]:
     saving = (cfg.get('default_hooks') or {}).get('checkpoint')
     if saving and saving.get('max_keep_ckpts') == 1:
         saving.max_keep_ckpts = 2
-    return cfg.pretty_text, mark
+    return cfg.pretty_text, mark, int(cfg.train_cfg.max_iters)
 
 
 def read_config(label: str, path: str | os.PathLike) -> Config:
@@ -124,24 +124,28 @@ def read_config(label: str, path: str | os.PathLike) -> Config:
     return cfg
 
 
-def execute(
-    run: Run, bar: tqdm | None = None, threads: int | None = None, overwrite: bool = False
-) -> dict[str, Any]:
+def execute(run: Run, bar: tqdm | None = None, threads: int | None = None) -> dict[str, Any]:
     """Train and evaluate one run, or reuse it; returns its ``result.json``.
 
     Raises:
         InputError: The folder holds a run of another config, or the training failed; the end of
             its log is in the message.
     """
-    text, mark = final_config(run)
-    check_folder(run.folder, run.config, mark, overwrite)
+    text, mark, iters = final_config(run)
+    check_folder(run.folder, run.config, mark, overwrite=False)
     run.folder.mkdir(parents=True, exist_ok=True)
     with alone(run.folder, bar.write if bar is not None else print) as lock:
-        return _execute_alone(run, text, mark, bar, threads, lock)
+        return _execute_alone(run, text, mark, iters, bar, threads, lock)
 
 
 def _execute_alone(
-    run: Run, text: str, mark: str, bar: tqdm | None, threads: int | None, lock: int
+    run: Run,
+    text: str,
+    mark: str,
+    iters: int,
+    bar: tqdm | None,
+    threads: int | None,
+    lock: int,
 ) -> dict[str, Any]:
     config, result_file = run.folder / 'config.py', run.folder / 'result.json'
     result = read_small(result_file)
@@ -153,7 +157,6 @@ def _execute_alone(
     started = run.folder / 'started.json'
     earlier = read_small(started)
     spent = earlier.get('seconds', 0.0)
-    iters = int(Config.fromfile(str(config)).train_cfg.max_iters)
     write_text_atomic(started, json.dumps(dict(fingerprint=mark, seconds=spent)))
     tool = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
     start = start_options(run.folder, iters) if earlier else ['--overwrite']

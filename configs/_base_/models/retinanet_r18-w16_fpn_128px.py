@@ -1,29 +1,9 @@
-# A RetinaNet for images of 128 x 128 with the backbone, pyramid and anchors of
-# faster-rcnn_r18-w16_fpn_128px.py: 4,032 anchors an image. The norm in the head lets it
-# learn in the first few hundred iterations, whatever the loss.
+# A RetinaNet with the anchors of faster-rcnn_r18-w16_fpn_128px.py: 4,032 an image. The norm in the
+# head lets it learn in the first few hundred iterations, whatever the loss.
+_base_ = './r18-w16_fpn_128px.py'
+
 model = dict(
     type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        num_stages=3,
-        strides=(1, 2, 2),
-        dilations=(1, 1, 1),
-        out_indices=(0, 1, 2),
-        frozen_stages=-1,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
-    neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=40, num_outs=3),
     bbox_head=dict(
         type='RetinaHead',
         num_classes=40,

@@ -10,7 +10,6 @@ import torch
 from mmengine.dist import broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -25,6 +24,7 @@ from mmdet_lt.models.losses.base import LongTailLoss
 from mmdet_lt.models.losses.running import RunningStatistics, flush
 from mmdet_lt.registry import HOOKS
 from mmdet_lt.statistics import GROUPS, ClassStatistics
+from mmdet_lt.utils.modules import bare_model
 
 
 def statistics_users(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -114,7 +114,7 @@ class ClassStatisticsHook(Hook):
         loop = runner._train_loop
         if not isinstance(loop, BaseLoop):
             # A pair that training would refuse must not be scored either.
-            check_class_counts(_bare(runner.model), None)
+            check_class_counts(bare_model(runner.model), None)
             source = self.source or training_annotation_file(runner.cfg)
             for metric in metrics_without_statistics(runner):
                 metric.class_statistics = source
@@ -122,7 +122,7 @@ class ClassStatisticsHook(Hook):
         dataset = runner.train_dataloader.dataset
         self.statistics = self._shared_statistics(dataset)
         by_epoch = not isinstance(loop, IterBasedTrainLoop)
-        prepare_model(_bare(runner.model), self.statistics, by_epoch)
+        prepare_model(bare_model(runner.model), self.statistics, by_epoch)
         for metric in metrics_without_statistics(runner):
             metric.class_statistics = self.statistics
         print_log(f'{self.statistics} from {self.statistics.source}', logger='current')
@@ -159,7 +159,7 @@ class ClassStatisticsHook(Hook):
         """In a test run, refuse a checkpoint that would leave parts of the model random."""
         if isinstance(runner._train_loop, BaseLoop):
             return  # a training may well start from other classes
-        own = _bare(runner.model).state_dict()
+        own = bare_model(runner.model).state_dict()
         for key, tensor in checkpoint.get('state_dict', checkpoint).items():
             name = key.removeprefix('module.')
             if name in own and own[name].shape != tensor.shape:
@@ -172,7 +172,7 @@ class ClassStatisticsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Write static statistics over those of a checkpoint; take over the running ones."""
-        model = _bare(runner.model)
+        model = bare_model(runner.model)
         device = next(model.parameters()).device
         for name, module in statistics_users(model):
             module.to(device)  # buffers that were sized after the model had been moved
@@ -240,10 +240,6 @@ class ClassStatisticsHook(Hook):
         """Give the losses back their own stepping."""
         for module in self._running:
             module.step_driven = False
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _set_prior_bias(model: nn.Module, name: str, loss: nn.Module) -> None:

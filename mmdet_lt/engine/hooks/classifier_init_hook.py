@@ -7,12 +7,12 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import HOOKS
+from mmdet_lt.utils.modules import bare_model
 from mmdet_lt.utils.patterns import check_patterns, is_named
 
 MODES = ('reinit', 'keep')
@@ -59,7 +59,7 @@ class ClassifierInitHook(Hook):
         """Refuse a run without a first stage."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        self.check_model(_bare(runner))
+        self.check_model(bare_model(runner.model))
         if not runner._load_from and not runner._resume:
             raise InputError(
                 'ClassifierInitHook starts a second stage: name the checkpoint of the first in '
@@ -91,8 +91,8 @@ class ClassifierInitHook(Hook):
         weights = checkpoint.get('state_dict', checkpoint)
         found = {name.removeprefix('module.'): name for name in weights}
         shapes = {name: weights[key] for name, key in found.items()}
-        own = _bare(runner).state_dict()
-        is_classifier, is_loss_state = _parts(self.check_model(_bare(runner)), own)
+        own = bare_model(runner.model).state_dict()
+        is_classifier, is_loss_state = _parts(self.check_model(bare_model(runner.model)), own)
         source = _Source(f'checkpoint {runner._load_from} (`load_from`)', checkpoint, shapes)
         source.check_rest(
             {n: t for n, t in own.items() if not is_classifier(n) and not is_loss_state(n)}
@@ -114,10 +114,6 @@ class ClassifierInitHook(Hook):
                 f'nothing was loaded: {runner.work_dir} has no checkpoint to resume from; set '
                 '`load_from` to the checkpoint of the first stage and leave out `resume`.'
             )
-
-
-def _bare(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _parts(patterns: Sequence[str], own: Mapping[str, Tensor]) -> tuple[Any, Any]:

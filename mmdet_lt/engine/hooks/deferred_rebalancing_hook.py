@@ -15,7 +15,6 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
@@ -27,6 +26,7 @@ from mmdet_lt.engine.loops.iter_based_train_loop import _empty_buckets
 from mmdet_lt.engine.loops.positions import loader_sampler, samples_before
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import HOOKS
+from mmdet_lt.utils.modules import bare_model
 
 
 @HOOKS.register_module()
@@ -122,8 +122,9 @@ class DeferredRebalancingHook(Hook):
         return None
 
     def _find_modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        model = model.module if is_model_wrapper(model) else model
-        found = {n: m for n, m in model.named_modules() if hasattr(m, 'set_rebalancing')}
+        found = {
+            n: m for n, m in bare_model(model).named_modules() if hasattr(m, 'set_rebalancing')
+        }
         if self.loss and not found:
             raise InputError(
                 '`DeferredRebalancingHook.loss=True` needs a loss that can switch its class '

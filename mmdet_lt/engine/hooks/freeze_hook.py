@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import HOOKS
+from mmdet_lt.utils.modules import bare_model
 from mmdet_lt.utils.patterns import check_patterns, is_named
 
 
@@ -46,17 +47,18 @@ class FreezeHook(Hook):
 
     def __init__(self, trainable: str | Sequence[str]) -> None:
         self.trainable = trainable
+        self._patterns: tuple[str, ...] = ()
         self._norms: dict[str, nn.Module] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Freeze, once the optimiser exists and before weights are loaded."""
         if not isinstance(runner._train_loop, BaseLoop):  # a test run has nothing to freeze
             return
-        self._freeze(_bare(runner.model))
+        self._freeze(bare_model(runner.model))
         if is_model_wrapper(runner.model):
             _wrap_again(runner)
         # Not before: wrapping with `sync_bn` replaces batch norm layers.
-        self._norms = self._frozen_norms(_bare(runner.model))
+        self._norms = self._frozen_norms(bare_model(runner.model))
 
     def check_model(self, model: nn.Module) -> list[str]:
         """Names of the parameters that will train.
@@ -65,7 +67,7 @@ class FreezeHook(Hook):
             InputError: A name of ``trainable`` matches nothing, or nothing that can train.
         """
         names = [name for name, _ in model.named_parameters()]
-        patterns = check_patterns(self.trainable, names, 'FreezeHook.trainable')
+        patterns = self._patterns = check_patterns(self.trainable, names, 'FreezeHook.trainable')
         free = [name for name, p in model.named_parameters() if p.requires_grad]
         for pattern in patterns:
             if not any(is_named(name, [pattern]) for name in free):
@@ -87,16 +89,15 @@ class FreezeHook(Hook):
 
     def _frozen_norms(self, model: nn.Module) -> dict[str, nn.Module]:
         """The normalisation layers to be kept in evaluation mode."""
-        patterns = [self.trainable] if isinstance(self.trainable, str) else self.trainable
         return {
             name: module
             for name, module in model.named_modules()
-            if hasattr(module, 'running_mean') and not is_named(name, patterns)
+            if hasattr(module, 'running_mean') and not is_named(name, self._patterns)
         }
 
     def before_train(self, runner: Runner) -> None:
         """Take what is frozen out of the averages of ``EMAHook``, with its value."""
-        model = _bare(runner.model)
+        model = bare_model(runner.model)
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         for name, norm in self._norms.items():
             frozen.update({f'{name}.{key}': value for key, value in norm.named_buffers()})
@@ -109,10 +110,6 @@ class FreezeHook(Hook):
         """Undo what the loop's ``model.train()`` did to frozen normalisation layers."""
         for module in self._norms.values():
             module.eval()
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _wrap_again(runner: Runner) -> None:

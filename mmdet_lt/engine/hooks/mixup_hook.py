@@ -9,7 +9,6 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -23,6 +22,7 @@ from mmdet_lt.models.task_modules.box_weights import (
     set_box_weights,
 )
 from mmdet_lt.registry import HOOKS
+from mmdet_lt.utils.modules import bare_model
 
 
 @HOOKS.register_module()
@@ -70,7 +70,7 @@ class MixupHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check everything, then hook into the model; here EMA has made its copy already."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner.model)
         if self.mute is not None:
             self.mute.check(runner)
         _check_batch_size(runner)

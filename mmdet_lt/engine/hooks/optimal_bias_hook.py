@@ -11,7 +11,6 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
@@ -27,6 +26,7 @@ from mmdet_lt.engine.hooks._row_counting import batch_size, count_rows
 from mmdet_lt.errors import InputError
 from mmdet_lt.registry import HOOKS
 from mmdet_lt.utils.files import cache_dir, read_json, write_text_atomic
+from mmdet_lt.utils.modules import bare_model
 
 FORMAT = 'mmdet_lt.optimal_prior.v1'
 
@@ -135,7 +135,7 @@ class OptimalBiasHook(Hook):
 
 def _parts(runner: Runner) -> tuple[nn.Module, nn.Module]:
     """The detector, and the state of Sampling-Free in it."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner.model)
     parts = getattr(model, 'sampling_free', None)
     if parts is None:
         raise InputError(
